@@ -1,0 +1,124 @@
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { ChatRequest } from './chat.ts';
+import { Problem } from './problem.ts';
+import { sessionIdPattern } from './sessions.ts';
+
+type Json = Readonly<Record<string, unknown>>;
+type FieldError = { field: string; detail: string };
+
+// A caller that is refused in mid-body gets this much more read and thrown away, so that it sees the answer and may go
+// on with the connection; beyond it the connection is cut.
+const maxDiscardedBytes = 64 * 1024 * 1024;
+
+const example = '{"prompt": "Hello", "user_id": 1}';
+
+/**
+ * The body of a chat request, read and checked. Throws Problem: 415 for another type than JSON, 413 once more than
+ * `maxBytes` have come, 400 for what is no JSON object in UTF-8, 422 with every wrong field at once, 408 when the
+ * caller goes away. Sends `100 Continue` where the caller waits for it (RFC 9110 section 10.1.1).
+ */
+export async function readChatRequest(req: IncomingMessage, res: ServerResponse, maxBytes: number): Promise<ChatRequest> {
+  requireJsonType(req);
+  return parseChatRequest(parseObject(await readBytes(req, res, maxBytes)));
+}
+
+/** Lets the rest of an unread body pass by, up to a limit; then the connection is cut. */
+export function discardBody(req: IncomingMessage): void {
+  if (req.complete) return;
+  let leftBytes = maxDiscardedBytes;
+  req.on('data', (chunk: Buffer) => {
+    leftBytes -= chunk.length;
+    if (leftBytes < 0) req.destroy();
+  });
+}
+
+/** A chat request from a parsed JSON object. Throws Problem `invalid_request` that names every wrong field. */
+export function parseChatRequest(body: Json): ChatRequest {
+  const { prompt, user_id: userId, session_id: sessionId, ...unknown } = body;
+  const errors = [
+    ...promptErrors(prompt),
+    ...userIdErrors(userId),
+    ...sessionIdErrors(sessionId),
+    ...Object.keys(unknown).slice(0, 20).map((field) => ({ field: field.slice(0, 100), detail: 'is not known here; leave it out' })),
+  ];
+  if (errors.length > 0 || typeof prompt !== 'string' || typeof userId !== 'number') {
+    const detail = errors.map((error) => `${error.field} ${error.detail}`).join('; ');
+    throw new Problem('invalid_request', `${detail}.`, { errors });
+  }
+  return { prompt, userId, ...(typeof sessionId === 'string' && { sessionId }) };
+}
+
+function promptErrors(prompt: unknown): FieldError[] {
+  const wrong = (detail: string): FieldError[] => [{ field: 'prompt', detail }];
+  if (prompt === undefined) return wrong('is required');
+  if (typeof prompt !== 'string') return wrong('must be a string');
+  if (prompt.trim() === '') return wrong('must not be empty');
+  if (prompt.includes('\0')) return wrong('must not contain NUL');
+  // No UTF-8 can carry half a surrogate pair: it would reach Claude as another text.
+  return /\p{Surrogate}/u.test(prompt) ? wrong('must be well-formed Unicode, without lone surrogates') : [];
+}
+
+function userIdErrors(userId: unknown): FieldError[] {
+  if (userId === undefined) return [{ field: 'user_id', detail: 'is required' }];
+  if (Number.isSafeInteger(userId) && Number(userId) >= 1) return [];
+  return [{ field: 'user_id', detail: 'must be an integer from 1 to 9007199254740991' }];
+}
+
+function sessionIdErrors(sessionId: unknown): FieldError[] {
+  if (sessionId === undefined || sessionId === null) return [];
+  if (typeof sessionId === 'string' && sessionIdPattern.test(sessionId)) return [];
+  return [{ field: 'session_id', detail: 'must be the session_id of an earlier answer, or null for a new dialogue' }];
+}
+
+function requireJsonType(req: IncomingMessage): void {
+  const type = req.headers['content-type'];
+  const isJson = type === undefined || /^application\/(?:[\w.-]+\+)?json\s*(?:;\s*charset="?utf-8"?\s*)?;?$/i.test(type.trim());
+  const isPlain = ['', 'identity'].includes(req.headers['content-encoding']?.toLowerCase() ?? '');
+  if (isJson && isPlain) return;
+  throw new Problem('unsupported_media_type', 'Send the body as uncompressed JSON in UTF-8, with the header "Content-Type: application/json".');
+}
+
+function readBytes(req: IncomingMessage, res: ServerResponse, maxBytes: number): Promise<Buffer> {
+  const tooLarge = new Problem('body_too_large', `The body is larger than the ${maxBytes} bytes that MAX_BODY_BYTES allows.`);
+  if (Number(req.headers['content-length'] ?? 0) > maxBytes) throw tooLarge;
+  if (req.headers.expect !== undefined && req.httpVersion === '1.1') res.writeContinue();
+  return new Promise((resolve, reject) => {
+    let chunks: Buffer[] = [];
+    let totalBytes = 0;
+    req.on('data', (chunk: Buffer) => {
+      totalBytes += chunk.length;
+      if (totalBytes <= maxBytes) {
+        chunks.push(chunk);
+        return;
+      }
+      chunks = [];
+      reject(tooLarge);
+    });
+    req.on('end', () => resolve(Buffer.concat(chunks)));
+    const gone = (): void => reject(new Problem('request_timeout', 'The request did not arrive in full.'));
+    req.on('error', gone);
+    req.on('close', gone);
+  });
+}
+
+function parseObject(bytes: Buffer): Json {
+  const value = parseJson(bytes);
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Json;
+  throw new Problem('malformed_json', `The body must be a JSON object like ${example}.`);
+}
+
+function parseJson(bytes: Buffer): unknown {
+  let text: string;
+  try {
+    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+  } catch {
+    throw new Problem('malformed_json', 'The body is not UTF-8; send JSON in UTF-8.');
+  }
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    // The rest of V8's message quotes the body, which may be somebody's prompt.
+    const [where = ''] = /at position \d+/.exec(String(error)) ?? [];
+    throw new Problem('malformed_json', `The body is not valid JSON${where && ` ${where}`}; send an object like ${example}.`);
+  }
+}
