@@ -1,0 +1,123 @@
+import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { access, constants, mkdir, realpath, stat } from 'node:fs/promises';
+import { delimiter, join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import type { Config } from './env.ts';
+import { claudeNotFound, Worker, type Launch } from './worker.ts';
+
+/** What the CLI gets unless the operator says otherwise; each closes a hole or saves time (measured). */
+const defaultEnv: Readonly<Record<string, string>> = {
+  // Without it the CLI itself puts any file named as @path into the request, with no permission check.
+  CLAUDE_CODE_DISABLE_ATTACHMENTS: '1',
+  // The transcript is on disk before the answer is out, so a crash right after loses nothing.
+  CLAUDE_CODE_EAGER_FLUSH: '1',
+  CLAUDE_CODE_DISABLE_AUTO_MEMORY: '1',
+  // 2.1.197 runs "git status" in the user's folder, and with it whatever a planted .git/config names as fsmonitor.
+  CLAUDE_CODE_DISABLE_GIT_INSTRUCTIONS: '1',
+  // Both make results nobody asked for, in the middle of somebody else's turn.
+  CLAUDE_CODE_DISABLE_BACKGROUND_TASKS: '1',
+  CLAUDE_CODE_DISABLE_CRON: '1',
+  CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
+  DISABLE_AUTOUPDATER: '1',
+  // 401 and 5xx are tried for three minutes otherwise.
+  CLAUDE_CODE_MAX_RETRIES: '2',
+};
+
+type CliConfig = Pick<
+  Config,
+  'allowedTools' | 'childEnv' | 'claudeBinary' | 'maxTurns' | 'model' | 'permissionMode' | 'settingSources' | 'stateDir' | 'tools'
+>;
+
+/** Starts CLI processes as configured. */
+export interface Claude {
+  /**
+   * A started process in the user's own folder (made on first use), resuming the given session. It exists but is not
+   * known to work before its first turn. Throws Problem `claude_not_found` when there is no such program.
+   */
+  start(userId: number, resume?: { readonly sessionId: string; readonly totalCostUsd: number }): Promise<Worker>;
+  /** The CLI's version from `claude --version`, or undefined when it cannot be run. Never throws. */
+  probeVersion(): Promise<string | undefined>;
+  /** What the markers of all processes of this state folder begin with; the server's pid and a point follow. */
+  readonly markerPrefix: string;
+}
+
+/** The CLI as configured, for one state folder. Starts nothing yet. Throws when the state folder cannot be made. */
+export async function createClaude(config: CliConfig): Promise<Claude> {
+  const usersDir = join(config.stateDir, 'users');
+  await mkdir(usersDir, { recursive: true, mode: 0o700 });
+  const pathVariable = config.childEnv['PATH'] ?? '';
+  const setpriv = await findProgram('setpriv', pathVariable);
+  const markerPrefix = createHash('sha256').update(await realpath(config.stateDir)).digest('hex').slice(0, 16) + '.';
+  const env = cliEnvironment(config.childEnv);
+  let started = 0;
+
+  return {
+    markerPrefix,
+
+    async start(userId, resume) {
+      const binary = await findProgram(config.claudeBinary, pathVariable);
+      if (binary === undefined) throw claudeNotFound();
+      const cwd = join(usersDir, String(userId));
+      await mkdir(cwd, { recursive: true, mode: 0o700 });
+      started += 1;
+      return new Worker({
+        ...commandLine(setpriv, binary, cliArguments(config, resume?.sessionId)),
+        env,
+        cwd,
+        marker: `${markerPrefix}${process.pid}.${started}.`,
+        resumedTotalUsd: resume?.totalCostUsd ?? 0,
+      });
+    },
+
+    async probeVersion() {
+      const binary = await findProgram(config.claudeBinary, pathVariable);
+      if (binary === undefined) return undefined;
+      const output = await promisify(execFile)(binary, ['--version'], { env, timeout: 10_000 }).catch(() => undefined);
+      return output && /^\d+\.\d+\.\d+/.exec(output.stdout)?.[0];
+    },
+  };
+}
+
+/** The CLI's arguments. Each is one token, so that no value can be taken for another option. The prompt is never among them. */
+export function cliArguments(config: CliConfig, resumeId?: string): string[] {
+  return [
+    '-p',
+    '--input-format=stream-json',
+    '--output-format=stream-json',
+    '--verbose',
+    '--include-partial-messages',
+    `--tools=${config.tools}`,
+    `--permission-mode=${config.permissionMode}`,
+    `--setting-sources=${config.settingSources}`,
+    '--strict-mcp-config',
+    '--disable-slash-commands',
+    `--max-turns=${config.maxTurns}`,
+    ...(config.model === undefined ? [] : [`--model=${config.model}`]),
+    ...(config.allowedTools === '' ? [] : [`--allowedTools=${config.allowedTools}`]),
+    ...(resumeId === undefined ? [] : [`--resume=${resumeId}`]),
+  ];
+}
+
+/** The CLI's environment: the operator's variables over our defaults. Nothing else of the server's own gets in. */
+export function cliEnvironment(childEnv: Readonly<Record<string, string>>): Record<string, string> {
+  return { ...defaultEnv, ...childEnv };
+}
+
+/** With setpriv the kernel ends the CLI when the server dies, even by SIGKILL; it execs, so the pid stays the CLI's. */
+function commandLine(setpriv: string | undefined, binary: string, args: readonly string[]): Pick<Launch, 'command' | 'args'> {
+  if (setpriv === undefined) return { command: binary, args };
+  return { command: setpriv, args: ['--pdeathsig', 'KILL', '--', binary, ...args] };
+}
+
+/** The executable file a name on PATH or a path stands for. A path counts from the server's working directory. */
+async function findProgram(nameOrPath: string, pathVariable: string): Promise<string | undefined> {
+  const candidates = nameOrPath.includes('/')
+    ? [resolve(nameOrPath)]
+    : pathVariable.split(delimiter).filter((folder) => folder.startsWith('/')).map((folder) => join(folder, nameOrPath));
+  for (const path of candidates) {
+    const isFile = await stat(path).then((entry) => entry.isFile(), () => false);
+    if (isFile && (await access(path, constants.X_OK).then(() => true, () => false))) return path;
+  }
+  return undefined;
+}

@@ -1,0 +1,25 @@
+import { access, constants } from 'node:fs/promises';
+import { join } from 'node:path';
+
+/** Where the CLI will find its login: a variable's name, or the credentials file. Never its value. */
+export type Login = string;
+
+const keyVariables = ['ANTHROPIC_API_KEY', 'ANTHROPIC_AUTH_TOKEN', 'CLAUDE_CODE_OAUTH_TOKEN'];
+const providerSwitches = ['BEDROCK', 'VERTEX', 'FOUNDRY', 'MANTLE', 'ANTHROPIC_AWS', 'ANTHROPIC_GOOGLE_CLOUD'].map((name) => `CLAUDE_CODE_USE_${name}`);
+
+/** What an operator without a login has to do, in one sentence; the 503 and the start-up line share it. */
+export const howToLogIn =
+  'Claude CLI is not authenticated: set ANTHROPIC_API_KEY in .env, or set CLAUDE_CODE_OAUTH_TOKEN to what "claude setup-token" prints, ' +
+  'or run "claude" once as the service user and log in.';
+
+/**
+ * The login the CLI would use with this environment, in the CLI's own order (measured), or undefined when none is to
+ * be found. Looks at the file anew each time, never opens it for more than that, and never throws.
+ */
+export async function findLogin(childEnv: Readonly<Record<string, string>>): Promise<Login | undefined> {
+  const named = [...keyVariables, ...providerSwitches].find((name) => childEnv[name]);
+  if (named !== undefined) return named;
+  const folder = childEnv['CLAUDE_SECURESTORAGE_CONFIG_DIR'] || childEnv['CLAUDE_CONFIG_DIR'] || join(childEnv['HOME'] ?? '/', '.claude');
+  const readable = await access(join(folder, '.credentials.json'), constants.R_OK).then(() => true, () => false);
+  return readable ? 'credentials file' : undefined;
+}

@@ -1,0 +1,339 @@
+import { spawn, type ChildProcessByStdio } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import type { Readable, Writable } from 'node:stream';
+import { Deltas } from './deltas.ts';
+import { endMarked, markerName } from './leftovers.ts';
+import { LineSplitter } from './ndjson.ts';
+import { Problem } from './problem.ts';
+import { carriesCostOver, costOfTurn, initializeLine, interruptLine, lastWords, parseLine, problemOf, userLine } from './protocol.ts';
+import type { ApiTrouble, CliEvent, CliResult } from './protocol.ts';
+
+/** Everything needed to start one CLI process. */
+export interface Launch {
+  readonly command: string;
+  readonly args: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+  /** An existing folder: a missing one would look like a missing binary (measured). */
+  readonly cwd: string;
+  /** The value of the marker variable, this worker's alone. */
+  readonly marker: string;
+  /** The session's running total in US dollars when it is resumed; 0 for a new one. */
+  readonly resumedTotalUsd: number;
+}
+
+/** What a turn tells while it runs. */
+export type TurnEvent =
+  | { readonly type: 'session'; readonly sessionId: string }
+  | { readonly type: 'delta'; readonly text: string }
+  | { readonly type: 'tool'; readonly name: string };
+
+/** How a turn ended: with an answer or a problem, and what it cost either way. */
+export interface TurnEnd {
+  readonly sessionId: string | undefined;
+  /** Whether the CLI took the prompt up; when not, it can be sent again without being said twice. */
+  readonly wasHeard: boolean;
+  readonly costUsd: number;
+  /** The CLI's running total, where a process that resumes the session goes on from it and its turns do not name their own cost. */
+  readonly totalCostUsd: number | undefined;
+  readonly outcome: { readonly content: string } | { readonly problem: Problem };
+}
+
+interface Turn {
+  readonly settle: (end: TurnEnd) => void;
+  readonly onEvent: (event: TurnEvent) => void;
+  readonly deltas: Deltas;
+  readonly trouble: ApiTrouble;
+  wasHeard: boolean;
+}
+
+type ExitStatus = { readonly code: number | null; readonly signal: NodeJS.Signals | null; readonly spawnError?: string };
+
+// Four times the largest answer seen; a 32 MiB line must pass, an endless one must not fill the memory of a small VPS.
+const maxLineBytes = 64 * 1024 * 1024;
+// Enough for the error that ended the CLI, small enough for a log line.
+const stderrTailBytes = 4096;
+// How long each step of a stop may take before the next, harder one (the ladder measured for the CLI).
+const stepMs = 2000;
+// The CLI waits out Anthropic's retry-after, twice, with the caller in the dark; a longer wait is the caller's to decide.
+const maxRateLimitWaitMs = 5000;
+// A tool may hold our pipe open long after the CLI is gone; what the CLI itself wrote is there at once.
+const drainMs = 500;
+
+/** One live CLI process, taking one turn at a time. Ends together with the server where setpriv exists. */
+export class Worker {
+  /** Resolves when the CLI is up and reading, or gone; never rejects. */
+  readonly started: Promise<void>;
+  /** Resolves when the process is gone; never rejects. */
+  readonly exited: Promise<void>;
+  readonly #child: ChildProcessByStdio<Writable, Readable, Readable>;
+  readonly #marker: string;
+  readonly #lines = new LineSplitter(maxLineBytes);
+  #turn: Turn | undefined;
+  #exit: ExitStatus | undefined;
+  #stopping: Promise<void> | undefined;
+  #totalCostUsd: number | undefined;
+  #resumedTotalUsd: number;
+  #sessionId: string | undefined;
+  #version = '';
+  #stderrTail = '';
+  #isReusable = true;
+
+  constructor(launch: Launch) {
+    this.#marker = launch.marker;
+    this.#resumedTotalUsd = launch.resumedTotalUsd;
+    this.#child = spawn(launch.command, launch.args, {
+      cwd: launch.cwd,
+      env: { ...launch.env, [markerName]: launch.marker },
+      stdio: ['pipe', 'pipe', 'pipe'],
+      detached: true,
+    });
+    this.exited = new Promise((resolve) => this.#watch(resolve));
+    // The CLI says nothing before its first message, but it answers this one as soon as it is up (measured).
+    this.#child.stdin.write(initializeLine);
+    const spoke = new Promise<void>((resolve) => this.#child.stdout.once('data', () => resolve()));
+    this.started = Promise.race([spoke, this.exited]);
+  }
+
+  /** Whether another turn may be sent: alive, idle, and nothing went wrong so far. */
+  get isReusable(): boolean {
+    return this.#isReusable && this.#turn === undefined && this.#stopping === undefined && this.#exit === undefined;
+  }
+
+  /** Bytes of memory the process holds now; 0 when it is gone. */
+  residentBytes(): number {
+    try {
+      const [, residentPages = '0'] = readFileSync(`/proc/${this.#child.pid}/statm`, 'latin1').split(' ');
+      return Number(residentPages) * 4096;
+    } catch {
+      return 0;
+    }
+  }
+
+  /**
+   * Sends a prompt and resolves when the result line arrives, not when the process ends; without one, when the process
+   * is gone. Never rejects. When `signal` aborts, the turn is interrupted and the process stopped, and the turn
+   * resolves within 5 s. Throws when a turn is running already.
+   */
+  turn(prompt: string, signal: AbortSignal, onEvent: (event: TurnEvent) => void): Promise<TurnEnd> {
+    if (this.#turn !== undefined) throw new Error('one turn at a time');
+    const stop = (): void => void this.stop();
+    return new Promise<TurnEnd>((settle) => {
+      this.#turn = { settle, onEvent, deltas: new Deltas(), trouble: {}, wasHeard: false };
+      if (this.#exit !== undefined) return this.#failTurn();
+      signal.addEventListener('abort', stop, { once: true });
+      if (signal.aborted) stop();
+      this.#child.stdin.write(userLine(prompt));
+    }).finally(() => signal.removeEventListener('abort', stop));
+  }
+
+  /**
+   * Ends the process and everything it started: asks (interrupt, end of stdin), then SIGINT, then SIGKILL to the group
+   * and to whatever still carries the marker. Takes at most 8 s, about 50 ms when idle. Never rejects; safe to repeat.
+   */
+  stop(): Promise<void> {
+    this.#stopping ??= this.#stop();
+    return this.#stopping;
+  }
+
+  async #stop(): Promise<void> {
+    this.#child.stdin.write(interruptLine);
+    // After an interrupt or an answer the CLI leaves by itself once stdin ends, with its transcript written.
+    this.#child.stdin.end();
+    // SIGTERM is not on the ladder: it orphans running tools in CLI 2.1.197 (measured).
+    const harder = [() => this.#signal('SIGINT'), () => this.#signal('SIGKILL'), () => this.#child.stdout.destroy()];
+    for (const step of harder) {
+      if (await this.#exitsWithin(stepMs)) break;
+      step();
+    }
+    await endMarked(this.#marker);
+  }
+
+  #signal(signal: 'SIGINT' | 'SIGKILL'): void {
+    const { pid } = this.#child;
+    if (pid === undefined || this.#exit !== undefined) return;
+    try {
+      process.kill(signal === 'SIGKILL' ? -pid : pid, signal);
+    } catch {
+      // Gone already.
+    }
+  }
+
+  #exitsWithin(timeoutMs: number): Promise<boolean> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => resolve(false), timeoutMs);
+      void this.exited.then(() => {
+        clearTimeout(timer);
+        resolve(true);
+      });
+    });
+  }
+
+  #watch(resolveExited: () => void): void {
+    const { stdin, stdout, stderr } = this.#child;
+    // A CLI that is gone turns a write into EPIPE; without a listener that would end the server.
+    stdin.on('error', () => {});
+    stdout.on('data', (chunk: Buffer) => this.#read(chunk));
+    stdout.on('error', () => {});
+    stderr.on('data', (chunk: Buffer) => {
+      this.#stderrTail = (this.#stderrTail + chunk.toString('utf8')).slice(-stderrTailBytes);
+    });
+    stderr.on('error', () => {});
+    const onGone = (exit: ExitStatus): void => {
+      if (this.#exit !== undefined) return;
+      this.#exit = exit;
+      resolveExited();
+      void this.#drain().then(() => this.#failTurn());
+    };
+    this.#child.on('error', (error) => onGone({ code: null, signal: null, spawnError: codeOf(error) }));
+    // 'exit', not 'close': a tool the CLI started may hold our pipe open for minutes.
+    this.#child.on('exit', (code, signal) => onGone({ code, signal }));
+  }
+
+  /** Waits for what the CLI wrote before it ended; the result may be in it. */
+  async #drain(): Promise<void> {
+    const { stdout } = this.#child;
+    if (stdout.closed || this.#exit?.spawnError !== undefined) return;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, drainMs);
+      stdout.once('close', () => {
+        clearTimeout(timer);
+        resolve();
+      });
+    });
+    stdout.destroy();
+    this.#child.stderr.destroy();
+  }
+
+  #read(chunk: Buffer): void {
+    try {
+      for (const line of this.#lines.push(chunk)) {
+        for (const event of parseLine(line)) this.#onEvent(event);
+      }
+    } catch {
+      // Neither half a line nor half a protocol can be trusted again.
+      this.#failTurn();
+      void this.stop();
+    }
+  }
+
+  #onEvent(event: CliEvent): void {
+    const turn = this.#turn;
+    if (turn === undefined) {
+      // A result nobody asked for (a background task, say) must not be taken for the next turn's.
+      if (event.type === 'result') this.#isReusable = false;
+      return;
+    }
+    switch (event.type) {
+      case 'init':
+        this.#onInit(turn, event.sessionId, event.version);
+        return;
+      case 'tool':
+        turn.onEvent({ type: 'tool', name: event.name });
+        return;
+      case 'api_error':
+        turn.trouble.errorClass = event.errorClass;
+        return;
+      case 'api_retry':
+        turn.trouble.lastRetry = event;
+        if (event.status === 429 && event.delayMs > maxRateLimitWaitMs) this.#giveUp(claudeRateLimited(event.delayMs));
+        return;
+      case 'limit_reached':
+        turn.trouble.resetsAtSeconds = event.resetsAtSeconds;
+        return;
+      case 'result':
+        this.#onResult(turn, event);
+        return;
+      default: {
+        const text = turn.deltas.push(event);
+        if (text !== '') turn.onEvent({ type: 'delta', text });
+      }
+    }
+  }
+
+  #onInit(turn: Turn, sessionId: string, version: string): void {
+    this.#version = version;
+    this.#sessionId = sessionId;
+    turn.wasHeard = true;
+    turn.onEvent({ type: 'session', sessionId });
+  }
+
+  #onResult(turn: Turn, result: CliResult): void {
+    if (!turn.wasHeard && this.#totalCostUsd !== undefined) {
+      // Each turn begins with an init line (measured); this is a late result nobody asked for.
+      this.#isReusable = false;
+      return;
+    }
+    const isCarriedOver = carriesCostOver(this.#version);
+    const startedFromUsd = this.#totalCostUsd ?? (isCarriedOver ? this.#resumedTotalUsd : 0);
+    const problem = problemOf(result, turn.trouble, Date.now() / 1000);
+    this.#totalCostUsd = result.totalCostUsd;
+    if (problem !== undefined) this.#isReusable = false;
+    this.#settle({
+      costUsd: costOfTurn(result, startedFromUsd),
+      totalCostUsd: isCarriedOver && result.turnCostUsd === undefined ? result.totalCostUsd : undefined,
+      outcome: problem === undefined ? { content: result.text ?? '' } : { problem },
+    });
+  }
+
+  /** Ends the turn before its result: what the CLI still waits for is not worth the caller's time. */
+  #giveUp(problem: Problem): void {
+    this.#settle({ costUsd: 0, totalCostUsd: undefined, outcome: { problem } });
+    void this.stop();
+  }
+
+  /** Ends the turn that will get no result line; without a turn, only marks the process as unfit. */
+  #failTurn(): void {
+    this.#isReusable = false;
+    const problem = this.#exit === undefined ? badOutput() : problemOfExit(this.#exit, this.#wasNotStarted(this.#exit));
+    const outcome = { problem: problem.with({ cause: lastWords(this.#stderrTail) }) };
+    this.#settle({ costUsd: 0, totalCostUsd: undefined, outcome });
+  }
+
+  /** Whether the program could not be run at all: missing, not executable, no interpreter. */
+  #wasNotStarted(exit: ExitStatus): boolean {
+    return this.#version === '' && isLaunchFailure(exit);
+  }
+
+  #settle(end: Omit<TurnEnd, 'sessionId' | 'wasHeard'>): void {
+    const turn = this.#turn;
+    this.#turn = undefined;
+    turn?.settle({ sessionId: this.#sessionId, wasHeard: turn.wasHeard, ...end });
+  }
+}
+
+function claudeRateLimited(delayMs: number): Problem {
+  return new Problem('claude_rate_limited', 'Anthropic limits this account at the moment; try again when Retry-After says.', {
+    retryAfterSeconds: Math.ceil(delayMs / 1000),
+  });
+}
+
+function badOutput(): Problem {
+  return new Problem('claude_failed', 'The Claude CLI printed something that is not its protocol; try again.');
+}
+
+function problemOfExit(exit: ExitStatus, wasNotStarted: boolean): Problem {
+  if (wasNotStarted) return claudeNotFound();
+  if (exit.spawnError !== undefined) {
+    return new Problem('busy', 'The machine has no room to start the Claude CLI at the moment; try again.', { retryAfterSeconds: 5 });
+  }
+  const how = exit.signal === null ? `ended with exit code ${exit.code}` : `was ended by ${exit.signal}`;
+  return new Problem('claude_failed', `The Claude CLI ${how} before it answered; try again.`);
+}
+
+/** The problem of a server that has no CLI to run. */
+export function claudeNotFound(): Problem {
+  return new Problem(
+    'claude_not_found',
+    'The Claude CLI cannot be run: install it with "npm install -g @anthropic-ai/claude-code", or set CLAUDE_BINARY_PATH to where it is.',
+  );
+}
+
+function isLaunchFailure(exit: ExitStatus): boolean {
+  if (exit.spawnError !== undefined) return ['ENOENT', 'EACCES', 'ENOEXEC', 'ENOTDIR', 'EPERM', 'ELOOP'].includes(exit.spawnError);
+  // setpriv and env answer a program they cannot run with these, as a shell does.
+  return exit.code === 126 || exit.code === 127;
+}
+
+function codeOf(error: Error): string {
+  return 'code' in error && typeof error.code === 'string' ? error.code : '';
+}

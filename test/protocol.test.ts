@@ -1,0 +1,330 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { howToLogIn } from '../src/login.ts';
+import type { ProblemCode } from '../src/problem.ts';
+import {
+  carriesCostOver,
+  compareVersions,
+  costOfTurn,
+  interruptLine,
+  parseLine,
+  problemOf,
+  sentence,
+  sessionNotFound,
+  userLine,
+  type ApiTrouble,
+  type CliEvent,
+  type CliResult,
+} from '../src/protocol.ts';
+
+type Json = Record<string, unknown>;
+
+// ---- lines to the CLI
+
+test('a prompt is sent as one user message on one line', () => {
+  assert.equal(userLine('Hello'), '{"type":"user","message":{"role":"user","content":"Hello"}}\n');
+});
+
+test('a prompt reaches the CLI letter by letter, whatever it holds', () => {
+  for (const prompt of ['-x', '--version', '@/etc/passwd', '!ls', '# memo', '  spaced  ', 'a\nb\r\nc\u2028d', 'żółć 🦊', '"}\\n{"', '\u0001\u007f']) {
+    const line = userLine(prompt);
+    assert.equal(line.indexOf('\n'), line.length - 1, JSON.stringify(prompt));
+    assert.deepEqual(JSON.parse(line), { type: 'user', message: { role: 'user', content: prompt } });
+  }
+});
+
+test('a prompt that begins with / gets a space in front, so that it is no command of the CLI', () => {
+  for (const prompt of ['/config theme=dark', '/', '//']) {
+    assert.equal((JSON.parse(userLine(prompt)) as { message: Json }).message['content'], ` ${prompt}`);
+  }
+  assert.equal((JSON.parse(userLine('a /config')) as { message: Json }).message['content'], 'a /config');
+});
+
+test('the interrupt is one control request on one line', () => {
+  assert.equal(interruptLine.indexOf('\n'), interruptLine.length - 1);
+  assert.deepEqual(JSON.parse(interruptLine), { type: 'control_request', request_id: 'interrupt', request: { subtype: 'interrupt' } });
+});
+
+// ---- lines from the CLI
+
+const initLine = `{"type":"system","subtype":"init","cwd":"/w","session_id":"0c6f2f1e","tools":["Edit","Glob"],"mcp_servers":[],"model":"claude-sonnet-5","permissionMode":"acceptEdits","slash_commands":[],"apiKeySource":"ANTHROPIC_API_KEY","claude_code_version":"2.1.197","output_style":"default","agents":["..."],"skills":[],"plugins":[],"analytics_disabled":true,"uuid":"U","memory_paths":{"auto":"..."},"fast_mode_state":"off"}`;
+const toolLine = `{"type":"assistant","message":{"id":"msg_x","type":"message","role":"assistant","model":"claude-opus-4-8","content":[{"type":"tool_use","id":"toolu_x","name":"Bash","input":{"command":"ls"}}],"stop_reason":null,"usage":{"input_tokens":100,"output_tokens":1}},"parent_tool_use_id":null,"session_id":"0c6f2f1e","uuid":"U","request_id":"req_x"}`;
+const toolResultLine = `{"type":"user","message":{"role":"user","content":[{"type":"tool_result","content":"...","is_error":true,"tool_use_id":"toolu_x"}]},"parent_tool_use_id":null,"session_id":"0c6f2f1e","uuid":"U","timestamp":"ISO","tool_use_result":"Error: ..."}`;
+const successLine = `{"type":"result","subtype":"success","is_error":false,"api_error_status":null,"duration_ms":233,"duration_api_ms":51,"ttft_ms":213,"ttft_stream_ms":210,"time_to_request_ms":192,"num_turns":1,"result":"hello","stop_reason":"end_turn","session_id":"0c6f2f1e","total_cost_usd":0.00075,"usage":{"input_tokens":100,"output_tokens":10},"modelUsage":{"claude-opus-4-8[1m]":{"inputTokens":100,"outputTokens":10,"costUSD":0.00075}},"permission_denials":[{"tool_name":"Bash","tool_use_id":"toolu_x","tool_input":{"command":"..."}}],"terminal_reason":"completed","fast_mode_state":"off","uuid":"U"}`;
+const maxTurnsLine = `{"type":"result","subtype":"error_max_turns","is_error":true,"num_turns":3,"stop_reason":"tool_use","terminal_reason":"max_turns","errors":["Reached maximum number of turns (2)"],"session_id":"0c6f2f1e","total_cost_usd":0.0015}`;
+
+const stream = (event: Json, more: Json = {}): string => JSON.stringify({ type: 'stream_event', event, session_id: 's', parent_tool_use_id: null, ...more });
+const assistant = (message: Json, more: Json = {}): string => JSON.stringify({ type: 'assistant', message: { id: 'm1', model: 'claude-opus-4-8', ...message }, parent_tool_use_id: null, ...more });
+const textBlock = { content: [{ type: 'text', text: 'hi' }] };
+
+const parsed: ReadonlyArray<readonly [string, string, readonly CliEvent[]]> = [
+  ['init names the session and the version', initLine, [{ type: 'init', sessionId: '0c6f2f1e', version: '2.1.197' }]],
+  ['a used tool is named, without its input', toolLine, [{ type: 'tool', name: 'Bash' }]],
+  ['a tool result says nothing', toolResultLine, []],
+  [
+    'a result has the answer and the running total',
+    successLine,
+    [{ type: 'result', sessionId: '0c6f2f1e', subtype: 'success', isError: false, text: 'hello', errors: [], apiStatus: undefined, terminalReason: 'completed', totalCostUsd: 0.00075, turnCostUsd: undefined }],
+  ],
+  [
+    'a result without an answer has its errors',
+    maxTurnsLine,
+    [{ type: 'result', sessionId: '0c6f2f1e', subtype: 'error_max_turns', isError: true, text: undefined, errors: ['Reached maximum number of turns (2)'], apiStatus: undefined, terminalReason: 'max_turns', totalCostUsd: 0.0015, turnCostUsd: undefined }],
+  ],
+  ['a streamed message begins', stream({ type: 'message_start', message: { id: 'msg_x' } }), [{ type: 'message_start', messageId: 'msg_x' }]],
+  ['a piece of text comes', stream({ type: 'content_block_delta', delta: { type: 'text_delta', text: 'He\u2028' } }), [{ type: 'text_delta', text: 'He\u2028' }]],
+  ['thinking and tool input are not text', stream({ type: 'content_block_delta', delta: { type: 'thinking_delta', thinking: 'hm' } }), []],
+  ['a streamed message ends with its stop reason', stream({ type: 'message_delta', delta: { stop_reason: 'end_turn' } }), [{ type: 'message_complete' }]],
+  ['a message delta without a stop reason is no end', stream({ type: 'message_delta', delta: { stop_reason: null } }), []],
+  ['other stream events say nothing', stream({ type: 'content_block_stop', index: 0 }), []],
+  ['a whole text block comes', assistant(textBlock), [{ type: 'text_block', messageId: 'm1', text: 'hi' }]],
+  [
+    'text and tool of one message come in order',
+    assistant({ content: [{ type: 'text', text: 'a' }, { type: 'thinking', thinking: 'hm' }, { type: 'tool_use', name: 'Read', input: {} }, { type: 'text', text: 'b' }] }),
+    [{ type: 'text_block', messageId: 'm1', text: 'a' }, { type: 'tool', name: 'Read' }, { type: 'text_block', messageId: 'm1', text: 'b' }],
+  ],
+  ['a notice of the CLI itself is not what Claude said', assistant({ ...textBlock, model: '<synthetic>' }), []],
+  ['the class of an API error is heard, its text is not', assistant({ ...textBlock, model: '<synthetic>' }, { error: 'rate_limit' }), [{ type: 'api_error', errorClass: 'rate_limit' }]],
+  ['text of a subagent is not the answer', assistant(textBlock, { parent_tool_use_id: 'toolu_1' }), []],
+  ['streamed text of a subagent is not the answer', stream({ type: 'content_block_delta', delta: { type: 'text_delta', text: 'x' } }, { parent_tool_use_id: 'toolu_1' }), []],
+  [
+    'a retry names the status and the wait',
+    '{"type":"system","subtype":"api_retry","attempt":1,"max_retries":10,"retry_delay_ms":1000,"error_status":529,"error":"overloaded"}',
+    [{ type: 'api_retry', status: 529, delayMs: 1000 }],
+  ],
+  ['a retry after a broken connection has no status', '{"type":"system","subtype":"api_retry","retry_delay_ms":600,"error_status":null}', [{ type: 'api_retry', status: undefined, delayMs: 600 }]],
+  ['a reached limit names the time of its end', '{"type":"rate_limit_event","rate_limit_info":{"status":"rejected","resetsAt":1700000000,"rateLimitType":"five_hour"}}', [{ type: 'limit_reached', resetsAtSeconds: 1700000000 }]],
+  ['a limit that was not reached says nothing', '{"type":"rate_limit_event","rate_limit_info":{"status":"allowed","resetsAt":1700000000}}', []],
+  ['other system lines say nothing', '{"type":"system","subtype":"status","status":"requesting"}', []],
+  ['unknown types say nothing', '{"type":"control_response","response":{"subtype":"success"}}', []],
+  ['an object without a type says nothing', '{}', []],
+  ['an empty line says nothing', '', []],
+  ['noise on stdout says nothing', '[SandboxDebug] {"type":"result"}', []],
+  ['CR at the end of a line does not matter', '{"type":"system","subtype":"api_retry"}\r', [{ type: 'api_retry', status: undefined, delayMs: 0 }]],
+];
+
+for (const [title, line, events] of parsed) {
+  test(`parseLine: ${title}`, () => {
+    assert.deepEqual(parseLine(line), events);
+  });
+}
+
+test('parseLine: a line that begins like JSON and is not is an error', () => {
+  assert.throws(() => parseLine('{"type":"result","subtype":"succ'), SyntaxError);
+  assert.throws(() => parseLine('{type:1}'), SyntaxError);
+});
+
+test('parseLine: members of an unexpected type break nothing', () => {
+  for (const type of ['system', 'stream_event', 'assistant', 'rate_limit_event', 'result']) {
+    for (const odd of [null, 5, 'x', [], [null, 5], {}, { id: 5, content: [null, 5, { type: 'text' }, { type: 'tool_use' }] }]) {
+      for (const subtype of ['init', 'api_retry', odd]) {
+        const line = JSON.stringify({ type, subtype, message: odd, event: odd, rate_limit_info: odd, errors: odd, result: odd, session_id: odd, model_usage_since_last_result: odd, total_cost_usd: odd });
+        assert.doesNotThrow(() => parseLine(line), line);
+      }
+    }
+  }
+});
+
+test('parseLine: a result that does not say is_error:false is an error', () => {
+  const [result] = parseLine('{"type":"result","subtype":"success","result":"x"}');
+  assert.ok(result?.type === 'result' && result.isError);
+});
+
+// ---- what a result means
+
+const nowSeconds = 1_700_000_000;
+const answered: CliResult = {
+  sessionId: 's-1', subtype: 'success', isError: false, text: 'hello', errors: [], apiStatus: undefined,
+  terminalReason: 'completed', totalCostUsd: 0, turnCostUsd: undefined,
+};
+const refused = (text: string, apiStatus?: number, terminalReason?: string): CliResult => ({ ...answered, isError: true, text, apiStatus, terminalReason });
+const broken = (subtype: string, ...errors: string[]): CliResult => ({ ...answered, subtype, isError: true, text: undefined, errors, terminalReason: undefined });
+
+test('problemOf: an answer is no problem, an empty one neither', () => {
+  assert.equal(problemOf(answered, {}, nowSeconds), undefined);
+  assert.equal(problemOf({ ...answered, text: '' }, {}, nowSeconds), undefined);
+});
+
+test('problemOf: trouble on the way to an answer is no problem', () => {
+  const trouble: ApiTrouble = { errorClass: 'server_error', lastRetry: { status: 529, delayMs: 1000 }, resetsAtSeconds: nowSeconds + 5 };
+  assert.equal(problemOf(answered, trouble, nowSeconds), undefined);
+});
+
+type Row = readonly [cause: string, result: CliResult, trouble: ApiTrouble, code: ProblemCode, detail: RegExp];
+const noAuth: ApiTrouble = { errorClass: 'authentication_failed' };
+const serverError: ApiTrouble = { errorClass: 'server_error' };
+
+const rows: readonly Row[] = [
+  ['a success without an answer', { ...answered, text: undefined }, {}, 'claude_failed', /try again/],
+  ['the limit of rounds', broken('error_max_turns', 'Reached maximum number of turns (2)'), {}, 'max_turns_reached', /session_id/],
+  ['the limit of money', broken('error_max_budget_usd', 'Reached maximum budget ($1)'), {}, 'claude_api_error', /^Reached maximum budget \(\$1\)$/],
+  ['an interrupted turn', { ...broken('error_during_execution', '[ede_diagnostic] x'), terminalReason: 'aborted_tools' }, {}, 'claude_failed', /session_id/],
+  ['a session the CLI does not know', broken('error_during_execution', 'No conversation found with session ID: x'), {}, 'session_not_found', /no such session/],
+  ['an id the CLI does not take', broken('error_during_execution', '--resume requires a valid session ID or session title'), {}, 'session_not_found', /no such session/],
+  ['a failure of a kind not known here', broken('error_new_kind', 'Something new'), {}, 'claude_api_error', /^Something new$/],
+  ['a failure without words', broken('error_new_kind'), {}, 'claude_api_error', /./],
+  ['no credentials', refused('Not logged in · Please run /login'), noAuth, 'claude_not_authenticated', /^Claude CLI is not authenticated/],
+  ['401 with an API key', refused('Invalid API key · Fix external API key', 401), noAuth, 'claude_not_authenticated', /^Claude CLI is not authenticated/],
+  ['401 after retries', refused('Failed to authenticate. API Error: 401 {}', 401), { ...noAuth, lastRetry: { status: 401, delayMs: 4000 } }, 'claude_not_authenticated', /CLAUDE_CODE_OAUTH_TOKEN/],
+  ['401 with an OAuth token', refused('Failed to authenticate. API Error: 401 {}', 401), noAuth, 'claude_not_authenticated', /ANTHROPIC_API_KEY/],
+  ['403', refused('Your account does not have access to Claude. Please login again', 403), noAuth, 'claude_not_authenticated', /run "claude"/],
+  ['400', refused('API Error: 400 messages: bad', 400), { errorClass: 'unknown' }, 'claude_api_error', /^API Error: 400 messages: bad$/],
+  ['400, credit used up', refused('Credit balance is too low', 400), { errorClass: 'billing_error' }, 'claude_api_error', /^Credit balance is too low$/],
+  ['400, prompt too long', refused('The context is full', 400, 'prompt_too_long'), { errorClass: 'invalid_request' }, 'prompt_too_long', /shorten the prompt/],
+  ['a prompt too long for the model, found without the API', refused('The context is full', undefined, 'blocking_limit'), {}, 'prompt_too_long', /shorten the prompt/],
+  ['a prompt too long, without a reason', refused('Prompt is too long · 250000 tokens'), {}, 'prompt_too_long', /shorten the prompt/],
+  ['404, unknown model', refused("There's an issue with the selected model (x).", 404), { errorClass: 'model_not_found' }, 'claude_api_error', /selected model \(x\)/],
+  ['413', refused('Request too large (max 32MB)', 413, 'image_error'), { errorClass: 'invalid_request' }, 'prompt_too_long', /shorten the prompt/],
+  ['429 with an API key', refused('API Error: Request rejected (429) x', 429), { errorClass: 'rate_limit' }, 'claude_rate_limited', /^API Error: Request rejected \(429\) x$/],
+  ['429 with OAuth', refused('API Error: Server is temporarily limiting requests', 429), { errorClass: 'rate_limit' }, 'claude_rate_limited', /temporarily limiting/],
+  ['429 of a subscription', refused("You've hit your session limit · resets 6:08pm (UTC)", 429), { errorClass: 'rate_limit', resetsAtSeconds: nowSeconds + 90 }, 'claude_rate_limited', /resets 6:08pm/],
+  ['429 told by its retries alone', refused('Gave up'), { lastRetry: { status: 429, delayMs: 1000 } }, 'claude_rate_limited', /^Gave up$/],
+  ['a rate limit without a status', refused('x'), { errorClass: 'rate_limit' }, 'claude_rate_limited', /^x$/],
+  ...[500, 502, 503, 504].map((status): Row => [`${status} after retries`, refused(`API Error: ${status} {}`, status), { ...serverError, lastRetry: { status, delayMs: 1000 } }, 'claude_api_error', new RegExp(`^API Error: ${status}`)]),
+  ['529 after retries', refused('API Error: Repeated 529 Overloaded errors'), { ...serverError, lastRetry: { status: 529, delayMs: 1000 } }, 'claude_overloaded', /overloaded/],
+  ['529 told by its words alone', refused('API Error: Repeated 529 Overloaded errors'), serverError, 'claude_overloaded', /overloaded/],
+  ['529 told by its retries alone', refused('API Error'), { ...serverError, lastRetry: { status: 529, delayMs: 1000 } }, 'claude_overloaded', /overloaded/],
+  ['529 without retries', refused('API Error: 529 {}', 529), serverError, 'claude_overloaded', /overloaded/],
+  ['a refused connection', refused('API Error: Unable to connect to API (ConnectionRefused)'), { ...serverError, lastRetry: { status: undefined, delayMs: 1 } }, 'claude_api_error', /Unable to connect/],
+  ['no first byte', refused('Request timed out'), serverError, 'claude_api_error', /^Request timed out$/],
+  ['a refusal', refused('API Error: Claude Code is unable to respond to this request'), { errorClass: 'invalid_request' }, 'claude_api_error', /unable to respond/],
+  ['an API error without words', { ...refused(''), text: undefined }, {}, 'claude_api_error', /./],
+];
+
+for (const [cause, result, trouble, code, detail] of rows) {
+  test(`problemOf: ${cause} is ${code}`, () => {
+    const problem = problemOf(result, trouble, nowSeconds);
+    assert.equal(problem?.code, code);
+    assert.match(problem.message, detail);
+  });
+}
+
+test('problemOf: the status of the result counts more than that of an earlier retry', () => {
+  const trouble: ApiTrouble = { ...serverError, lastRetry: { status: 529, delayMs: 1000 } };
+  assert.equal(problemOf(refused('API Error: 500 {}', 500), trouble, nowSeconds)?.code, 'claude_api_error');
+});
+
+test('problemOf: a number 529 in the words of another error does not make Anthropic overloaded', () => {
+  assert.equal(problemOf(refused('API Error: 400 max_tokens: 529 is too many', 400), { errorClass: 'unknown' }, nowSeconds)?.code, 'claude_api_error');
+});
+
+test('problemOf: a limit says when to come back, from its end or from the wait the CLI was told', () => {
+  const limit = (trouble: ApiTrouble): number | undefined => problemOf(refused('x', 429), trouble, nowSeconds)?.extras.retryAfterSeconds;
+  assert.equal(limit({ resetsAtSeconds: nowSeconds + 89.5 }), 90);
+  assert.equal(limit({ resetsAtSeconds: nowSeconds - 5 }), 1);
+  assert.equal(limit({ lastRetry: { status: 429, delayMs: 1500 } }), 2);
+  assert.equal(limit({ lastRetry: { status: 429, delayMs: 0 } }), 1);
+  assert.equal(limit({ resetsAtSeconds: nowSeconds + 60, lastRetry: { status: 429, delayMs: 1500 } }), 60);
+  assert.equal(limit({}), undefined);
+  assert.ok((problemOf(refused('x', 529), {}, nowSeconds)?.extras.retryAfterSeconds ?? 0) > 0);
+});
+
+test('problemOf: the CLI must not tell an unknown session in other words than the server does', () => {
+  const problem = problemOf(broken('error_during_execution', 'No conversation found with session ID: 0c6f'), {}, nowSeconds);
+  assert.equal(problem?.message, sessionNotFound().message);
+  assert.deepEqual(problem.extras, {});
+});
+
+test('problemOf: the advice to log in is the same everywhere', () => {
+  assert.equal(problemOf(refused('Not logged in'), noAuth, nowSeconds)?.message, howToLogIn);
+});
+
+// ---- the CLI's words
+
+test('sentence: the first line is kept, without blanks around', () => {
+  assert.equal(sentence('  Credit balance is too low\nat foo (/srv/cli.js:1)\n'), 'Credit balance is too low');
+  assert.equal(sentence('\n\nfirst\nsecond'), 'first');
+  assert.equal(sentence(''), '');
+});
+
+test('sentence: long words are cut at 300 characters', () => {
+  assert.equal(sentence('x'.repeat(5000)), 'x'.repeat(300));
+});
+
+const pathsIn: ReadonlyArray<readonly [string, string]> = [
+  ['Cannot read /home/claude/.claude.json now', 'Cannot read <path> now'],
+  ["ENOENT: open '/var/lib/x'", "ENOENT: open '<path>'"],
+  ['open "/var/lib/x" failed', 'open "<path>" failed'],
+  ['failed (/srv/cli.js:12:3)', 'failed (<path>)'],
+  ['file=/etc/passwd', 'file=<path>'],
+  ['see ~/.claude/settings.json', 'see <path>'],
+  ['in ./a/b and ../c/d', 'in <path> and <path>'],
+  ['/etc/passwd', '<path>'],
+];
+
+for (const [text, expected] of pathsIn) {
+  test(`sentence: ${JSON.stringify(text)} loses its path`, () => {
+    assert.equal(sentence(text), expected);
+  });
+}
+
+test('sentence: paths after other marks are lost too', () => {
+  assert.equal(sentence('open `/var/lib/x` failed'), 'open `<path>` failed');
+  assert.equal(sentence('[/srv/cli.js] failed'), '[<path>] failed');
+  assert.equal(sentence('ENOENT:/srv/cli.js'), 'ENOENT:<path>');
+  assert.ok(!sentence('at file:///srv/cli.js:1').includes('srv'));
+});
+
+test('sentence: a line that ends with CR LF ends before the CR', () => {
+  assert.equal(sentence('Credit balance is too low\r\nat foo'), 'Credit balance is too low');
+});
+
+test('sentence: addresses, fractions and dates are no paths', () => {
+  for (const text of ['see https://console.anthropic.com/settings/keys', 'used 3/4 of it', 'input/output error', '24/7', 'a / b']) assert.equal(sentence(text), text);
+});
+
+// ---- what a turn cost
+
+const resultOf = (line: Json): CliResult => {
+  const [event] = parseLine(JSON.stringify({ type: 'result', subtype: 'success', is_error: false, result: 'x', ...line }));
+  assert.ok(event?.type === 'result');
+  return event;
+};
+
+test('costOfTurn: a CLI that names the cost since the last result is believed', () => {
+  const usage = { 'claude-opus-4-8[1m]': { costUSD: 0.002 }, 'claude-haiku': { costUSD: 0.0001 } };
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 5, model_usage_since_last_result: usage }), 1), 0.0021);
+  // After a SIGKILL the total forgets the last turn, and a difference of totals would be too small.
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 1, model_usage_since_last_result: usage }), 1), 0.0021);
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 1, model_usage_since_last_result: {} }), 0), 0);
+});
+
+test('costOfTurn: from 2.1.277 on a resumed session goes on from its old total', () => {
+  assert.ok(carriesCostOver('2.1.277'));
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.0125 }), 0.01), 0.0025);
+});
+
+test('costOfTurn: up to 2.1.276 every process counts from 0', () => {
+  assert.ok(!carriesCostOver('2.1.276') && !carriesCostOver('2.1.197'));
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.0025 }), 0), 0.0025);
+  // The second turn of the same process.
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.006 }), 0.0025), 0.0035);
+});
+
+test('costOfTurn: a total below the one before was counted anew', () => {
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.001 }), 0.5), 0.001);
+});
+
+test('costOfTurn: sums of fractions have no noise at the end', () => {
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.3 }), 0.1), 0.2);
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0, model_usage_since_last_result: { a: { costUSD: 0.1 }, b: { costUSD: 0.2 } } }), 0), 0.3);
+});
+
+test('costOfTurn: a turn that cost nothing, or a line that says nothing, is 0', () => {
+  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.5 }), 0.5), 0);
+  assert.equal(costOfTurn(resultOf({}), 0), 0);
+});
+
+test('carriesCostOver: newer releases do, an unknown one does not', () => {
+  for (const version of ['2.1.278', '2.1.330', '2.2.0', '3.0.0']) assert.ok(carriesCostOver(version), version);
+  for (const version of ['', 'x', '2.0.999', '1.9.999']) assert.ok(!carriesCostOver(version), version);
+});
+
+test('compareVersions: numbers are compared as numbers, part by part', () => {
+  const ascending = ['', '1.9.9', '2', '2.0.1', '2.1.9', '2.1.10', '2.1.276', '2.1.277', '2.2.0', '10.0.0'];
+  for (const [i, a] of ascending.entries()) {
+    for (const [j, b] of ascending.entries()) assert.equal(Math.sign(compareVersions(a, b)), Math.sign(i - j), `${a} and ${b}`);
+  }
+  assert.equal(compareVersions('2.1', '2.1.0'), 0);
+  assert.equal(compareVersions('2.1.330-beta.1', '2.1.330'), 0);
+});
