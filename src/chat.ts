@@ -1,0 +1,146 @@
+import type { Log } from './log.ts';
+import type { Lease, Pool } from './pool.ts';
+import { Problem, toProblem, type ProblemCode } from './problem.ts';
+import { sessionNotFound } from './protocol.ts';
+import type { SessionRecord, Sessions } from './sessions.ts';
+import type { TurnEnd, TurnEvent, Worker } from './worker.ts';
+
+/** One prompt of one end user, already validated. */
+export interface ChatRequest {
+  readonly prompt: string;
+  readonly userId: number;
+  /** Absent for a new dialogue. */
+  readonly sessionId?: string | undefined;
+}
+
+/** What the caller gets for a turn that went well. */
+export interface ChatAnswer {
+  readonly content: string;
+  readonly sessionId: string;
+  /** US dollars of this turn alone. */
+  readonly costUsd: number;
+  /** The whole turn as the caller felt it, waiting included. */
+  readonly durationMs: number;
+}
+
+/** What is told of a turn while it goes on: that it has a process, and then what the CLI says. */
+export type ChatEvent = { readonly type: 'admitted'; readonly origin: Lease<Worker>['origin'] } | TurnEvent;
+
+export interface ChatOptions {
+  readonly pool: Pick<Pool<Worker>, 'acquire' | 'retireAll'>;
+  readonly sessions: Sessions;
+  readonly turnTimeoutMs: number;
+  /** Counts a turn of this user; throws Problem `rate_limited` when it is one too many. */
+  readonly takeTurn: (userId: number) => void;
+  /** Aborts, with a Problem as its reason, when running turns must end because the server does. */
+  readonly closing: AbortSignal;
+  readonly log: Log;
+}
+
+export interface Chat {
+  /**
+   * Runs one turn to its end. `onEvent` hears of the session once its owner is on record, then of text and tools.
+   * Throws a Problem, with session id, cost and duration wherever the CLI had named its session. On abort a waiting
+   * turn is dropped and a running one interrupted, and the Problem is the signal's reason.
+   */
+  run(request: ChatRequest, signal: AbortSignal, onEvent: (event: ChatEvent) => void): Promise<ChatAnswer>;
+}
+
+/** Turns over the pool's processes: whose session it is, how long a turn may take, what it cost. */
+export function createChat({ pool, sessions, turnTimeoutMs, takeTurn, closing, log }: ChatOptions): Chat {
+  return {
+    async run(request, signal, onEvent) {
+      const startedAt = performance.now();
+      takeTurn(request.userId);
+      const record = await ownRecord(request);
+      const lease = await pool.acquire(request.userId, request.sessionId, signal);
+      onEvent({ type: 'admitted', origin: lease.origin });
+      let end: TurnEnd | undefined;
+      try {
+        end = await runTurn(lease, lease.worker, request, record, signal, onEvent);
+        // A process that died while it was idle never heard the prompt; the caller need not know.
+        if (lease.origin !== 'cold' && !end.wasHeard && problemCodeOf(end) === 'claude_failed') {
+          end = await runTurn(lease, await lease.renew(), request, record, signal, onEvent);
+        }
+      } finally {
+        // The session's next turn may need what is kept here; this answer need not wait for it.
+        void keep(request, end).finally(() => lease.release());
+      }
+      return answerOf(request, end, Math.round(performance.now() - startedAt));
+    },
+  };
+
+  async function ownRecord({ sessionId, userId }: ChatRequest): Promise<SessionRecord | undefined> {
+    if (sessionId === undefined) return undefined;
+    const record = await sessions.find(sessionId);
+    if (record?.userId !== userId) throw sessionNotFound();
+    return record;
+  }
+
+  async function runTurn(
+    lease: Lease<Worker>,
+    worker: Worker,
+    request: ChatRequest,
+    record: SessionRecord | undefined,
+    signal: AbortSignal,
+    onEvent: (event: ChatEvent) => void,
+  ): Promise<TurnEnd> {
+    const limit = new AbortController();
+    const timer = setTimeout(() => limit.abort(tookTooLong()), turnTimeoutMs);
+    let told = Promise.resolve();
+    const tell = (event: TurnEvent): void => {
+      if (event.type === 'session' && record === undefined) {
+        lease.bind(event.sessionId);
+        // Nobody hears of a session before its owner is on disk: a crash must not leave an id that is nobody's.
+        told = sessions.add(event.sessionId, { userId: request.userId, totalCostUsd: 0 });
+      }
+      told = told.then(() => onEvent(event));
+      told.catch((error: unknown) => limit.abort(error));
+    };
+    const stopSignal = AbortSignal.any([signal, closing, limit.signal]);
+    try {
+      const end = await worker.turn(request.prompt, stopSignal, tell);
+      // An answer whose session nobody may continue is none: without its record the turn has failed.
+      const isRecorded = await told.then(() => true, () => false);
+      if (problemCodeOf(end) === 'claude_not_authenticated') pool.retireAll();
+      const isCutShort = stopSignal.aborted && ('problem' in end.outcome || !isRecorded);
+      return isCutShort ? { ...end, outcome: { problem: toProblem(stopSignal.reason) } } : end;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Keeps the session's record alive, and the total where the next turn needs it. */
+  async function keep({ userId, sessionId: asked }: ChatRequest, end: TurnEnd | undefined): Promise<void> {
+    const { sessionId = asked, totalCostUsd } = end ?? {};
+    if (sessionId === undefined) return;
+    const written = totalCostUsd === undefined ? sessions.touch(sessionId) : sessions.update(sessionId, { userId, totalCostUsd });
+    await written.catch((error: unknown) => {
+      log('error', 'record_not_kept', { session: sessionId, message: 'the session record could not be written: is the disk full?', error: nameOf(error) });
+    });
+  }
+}
+
+function answerOf(request: ChatRequest, end: TurnEnd, durationMs: number): ChatAnswer {
+  const { costUsd, outcome } = end;
+  const sessionId = request.sessionId ?? end.sessionId;
+  if ('problem' in outcome) {
+    // An id that is not to be told apart from an unknown one must not come back with extras.
+    if (sessionId === undefined || outcome.problem.code === 'session_not_found') throw outcome.problem;
+    throw outcome.problem.with({ sessionId, costUsd, durationMs });
+  }
+  if (sessionId === undefined) throw new Problem('claude_failed', 'The Claude CLI named no session; try again.');
+  return { content: outcome.content, sessionId, costUsd, durationMs };
+}
+
+function problemCodeOf({ outcome }: TurnEnd): ProblemCode | undefined {
+  return 'problem' in outcome ? outcome.problem.code : undefined;
+}
+
+function tookTooLong(): Problem {
+  return new Problem('claude_timeout', 'Claude took longer than CLAUDE_TIMEOUT_SECONDS allows; the turn was stopped, and the session_id, where given, can go on.');
+}
+
+function nameOf(error: unknown): string {
+  return error instanceof Error && 'code' in error ? String(error.code) : 'unknown';
+}

@@ -1,0 +1,306 @@
+import assert from 'node:assert/strict';
+import { chmod, copyFile, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { fakeClaude, makeHome, noneLeft, processesOf, startServer, until, type Reply, type RunningServer } from './running-server.ts';
+
+const turnCostUsd = 0.25;
+// One process a turn, so that a test knows which processes there are.
+const withoutWarm = { CLAUDE_WARM_SECONDS: '0' };
+
+function idOf(reply: Reply): string {
+  assert.equal(typeof reply.body['session_id'], 'string', JSON.stringify(reply.body));
+  return String(reply.body['session_id']);
+}
+
+function assertAnswer(reply: Reply, content: string): void {
+  assert.deepEqual([reply.status, reply.body['content']], [200, content], JSON.stringify(reply.body));
+}
+
+function assertProblem(reply: Reply, status: number, code: string): void {
+  assert.deepEqual([reply.status, reply.body['code']], [status, code], JSON.stringify(reply.body));
+  assert.equal(reply.headers.get('content-type'), 'application/problem+json');
+}
+
+/** What the fake CLI noted of its starts. */
+async function startsOf(server: RunningServer): Promise<Array<{ argv: string[]; env: Record<string, string>; cwd: string }>> {
+  const text = await readFile(join(server.home, 'starts'), 'utf8');
+  return text.trim().split('\n').map((line) => JSON.parse(line));
+}
+
+async function startLogged(t: TestContext, env: Record<string, string> = {}): Promise<RunningServer> {
+  const home = await makeHome(t);
+  return startServer(t, { CLAUDE_CODE_FAKE_LOG: join(home, 'starts'), ...env }, home);
+}
+
+test('a dialogue goes on under one id, and each turn costs its own money', async (t) => {
+  const server = await startServer(t);
+  const first = await server.chat({ prompt: 'hello' });
+  assertAnswer(first, 'you said: hello');
+  const second = await server.chat({ prompt: 'play history', session_id: idOf(first) });
+  assertAnswer(second, JSON.stringify(['hello', 'play history']));
+  assert.equal(idOf(second), idOf(first));
+  assert.deepEqual([first.body['cost'], second.body['cost']], [turnCostUsd, turnCostUsd]);
+  assert.ok(Number.isInteger(first.body['duration_ms']));
+  assert.deepEqual(Object.keys(first.body).sort(), ['content', 'cost', 'duration_ms', 'session_id']);
+});
+
+for (const version of ['2.1.197', '2.1.276', '2.1.277', '2.1.330']) {
+  test(`cost is the turn's alone after a restart of the server, with CLI ${version}`, async (t) => {
+    const home = await makeHome(t);
+    const env = { CLAUDE_CODE_FAKE_VERSION: version };
+    const before = await startServer(t, env, home);
+    const first = await before.chat({ prompt: 'one' });
+    await before.chat({ prompt: 'two', session_id: idOf(first) });
+    const record = join(home, 'state/sessions', `${idOf(first)}.json`);
+    // Where it is needed the total follows the answer by a moment.
+    const expected = version === '2.1.277' ? 2 * turnCostUsd : 0;
+    await until('the total on disk', async () => JSON.parse(await readFile(record, 'utf8')).total_cost_usd === expected || undefined);
+    await before.end('SIGKILL');
+    const after = await startServer(t, env, home);
+    const third = await after.chat({ prompt: 'play history', session_id: idOf(first) });
+    assertAnswer(third, JSON.stringify(['one', 'two', 'play history']));
+    assert.equal(third.body['cost'], turnCostUsd);
+  });
+}
+
+test("another user's session and an unknown one get the same 404, and no process", async (t) => {
+  const server = await startLogged(t);
+  const mine = await server.chat({ prompt: 'secret', user_id: 1 });
+  const foreign = await server.chat({ prompt: 'play history', user_id: 2, session_id: idOf(mine) });
+  const unknown = await server.chat({ prompt: 'play history', user_id: 2, session_id: 'ffffffff-0000-4000-8000-000000000000' });
+  assertProblem(foreign, 404, 'session_not_found');
+  assert.deepEqual(foreign.body, unknown.body);
+  assert.equal((await startsOf(server)).length, 1);
+});
+
+test('a session the CLI has forgotten is a 404, not a new dialogue', async (t) => {
+  const server = await startServer(t, withoutWarm);
+  const first = await server.chat({ prompt: 'hello' });
+  await rm(join(server.home, '.fake-claude'), { recursive: true });
+  assertProblem(await server.chat({ prompt: 'on', session_id: idOf(first) }), 404, 'session_not_found');
+});
+
+test('a damaged session record is an error of its own session only', async (t) => {
+  const server = await startServer(t);
+  const first = await server.chat({ prompt: 'hello' });
+  const record = join(server.home, 'state/sessions', `${idOf(first)}.json`);
+  await writeFile(record, '{"user_id":');
+  assertProblem(await server.chat({ prompt: 'on', session_id: idOf(first) }), 500, 'internal_error');
+  assertAnswer(await server.chat({ prompt: 'new' }), 'you said: new');
+});
+
+test('a new dialogue that cannot be recorded is an error, and the turn is not left running', async (t) => {
+  const server = await startServer(t, withoutWarm);
+  await rm(join(server.home, 'state/sessions'), { recursive: true });
+  for (const prompt of ['hello', 'play hang']) assertProblem(await server.chat({ prompt }), 500, 'internal_error');
+  await noneLeft(server.home, server.pid);
+});
+
+test('twenty turns of one session sent at once are answered in order', async (t) => {
+  const server = await startServer(t);
+  const first = await server.chat({ prompt: 'start' });
+  const prompts = Array.from({ length: 20 }, (_, i) => `turn ${i}`);
+  const replies = await Promise.all(
+    prompts.map(async (prompt, i) => {
+      // Each request reaches the server before the next one is sent.
+      await new Promise((resolve) => setTimeout(resolve, i * 10));
+      return server.chat({ prompt, session_id: idOf(first) });
+    }),
+  );
+  replies.forEach((reply, i) => assertAnswer(reply, `you said: turn ${i}`));
+  const history = await server.chat({ prompt: 'play history', session_id: idOf(first) });
+  assertAnswer(history, JSON.stringify(['start', ...prompts, 'play history']));
+});
+
+test('the CLI gets the prompt on stdin, single-token options, a built environment and a folder of the user', async (t) => {
+  const server = await startLogged(t, { CLAUDE_MODEL: 'sonnet', CLAUDE_ALLOWED_TOOLS: 'WebFetch', ANTHROPIC_API_KEY: 'made-up', OTHER_SECRET: 'hidden', CLAUDECODE: '1' });
+  assertAnswer(await server.chat({ prompt: '--version', user_id: 77 }), 'you said: --version');
+  const [start] = await startsOf(server);
+  assert.ok(start);
+  assert.deepEqual(start.argv, [
+    '-p', '--input-format=stream-json', '--output-format=stream-json', '--verbose', '--include-partial-messages',
+    '--tools=Read,Write,Edit,Glob,Grep', '--permission-mode=acceptEdits', '--setting-sources=user', '--strict-mcp-config',
+    '--disable-slash-commands', '--max-turns=50', '--model=sonnet', '--allowedTools=WebFetch',
+  ]);
+  assert.equal(start.cwd, join(server.home, 'state/users/77'));
+  assert.equal(start.env['ANTHROPIC_API_KEY'], 'made-up');
+  assert.equal(start.env['CLAUDE_CODE_DISABLE_ATTACHMENTS'], '1');
+  for (const name of ['CLAUDE_API_KEY', 'OTHER_SECRET', 'CLAUDECODE', 'PORT', 'CLAUDE_STATE_DIR']) assert.equal(start.env[name], undefined, name);
+});
+
+test('a prompt that begins with / reaches the CLI as text', async (t) => {
+  const server = await startServer(t);
+  assertAnswer(await server.chat({ prompt: '/clear' }), 'you said:  /clear');
+});
+
+const outcomes: ReadonlyArray<readonly [scenario: string, status: number, codeOrContent: string]> = [
+  ['api no-login', 503, 'claude_not_authenticated'],
+  ['api 401', 503, 'claude_not_authenticated'],
+  ['api 403', 503, 'claude_not_authenticated'],
+  ['api 404', 502, 'claude_api_error'],
+  ['api 413', 422, 'prompt_too_long'],
+  ['api 429', 429, 'claude_rate_limited'],
+  ['api 500', 502, 'claude_api_error'],
+  ['api 529', 503, 'claude_overloaded'],
+  ['api refused', 502, 'claude_api_error'],
+  ['api credit', 502, 'claude_api_error'],
+  ['api long', 422, 'prompt_too_long'],
+  ['max-turns', 422, 'max_turns_reached'],
+  ['crash', 502, 'claude_failed'],
+  ['killed', 502, 'claude_failed'],
+  ['silent', 502, 'claude_failed'],
+  ['truncated', 502, 'claude_failed'],
+  ['garbage', 502, 'claude_failed'],
+  ['no-result', 502, 'claude_failed'],
+  ['exit-1', 200, 'good all the same'],
+  ['noise', 200, 'heard through the noise'],
+  ['crlf', 200, 'over\r\n'],
+  ['u2028', 200, 'one\u2028two\u2029three'],
+  ['split-utf8', 200, 'naïve 🙂 日本'],
+  ['flood-stderr', 200, 'dry again'],
+  ['tool', 200, 'found it'],
+  ['die-idle', 200, 'farewell'],
+  ['unasked', 200, 'asked'],
+];
+
+test('every end a turn can have gets its own answer, and the session goes on', async (t) => {
+  const server = await startServer(t);
+  for (const [scenario, status, expected] of outcomes) {
+    await t.test(`${scenario} → ${status} ${expected}`, async () => {
+      const reply = await server.chat({ prompt: `play ${scenario}` });
+      if (status === 200) assertAnswer(reply, expected);
+      else assertProblem(reply, status, expected);
+      assertAnswer(await server.chat({ prompt: 'still there?', session_id: idOf(reply) }), 'you said: still there?');
+    });
+  }
+  assert.equal(server.stderr, '');
+});
+
+test('what the caller must know comes with the problem', async (t) => {
+  const server = await startServer(t);
+  const limit = await server.chat({ prompt: 'play limit 90' });
+  assert.ok(Math.abs(Number(limit.headers.get('retry-after')) - 90) <= 2, String(limit.headers.get('retry-after')));
+  const long = await server.chat({ prompt: 'play wait-429 30' });
+  assert.deepEqual([long.status, long.body['code'], long.headers.get('retry-after')], [429, 'claude_rate_limited', '30']);
+  assertAnswer(await server.chat({ prompt: 'on', session_id: idOf(long) }), 'you said: on');
+  const maxTurns = await server.chat({ prompt: 'play max-turns' });
+  assert.equal(maxTurns.body['cost'], turnCostUsd);
+  assert.ok(Number.isInteger(maxTurns.body['duration_ms']));
+  const credit = await server.chat({ prompt: 'play api credit' });
+  assert.equal(credit.body['detail'], 'Credit balance is too low');
+  const login = await server.chat({ prompt: 'play api no-login' });
+  assert.match(String(login.body['detail']), /^Claude CLI is not authenticated: .*ANTHROPIC_API_KEY.*CLAUDE_CODE_OAUTH_TOKEN.*log in/);
+});
+
+test('an answer of 32 MiB arrives whole', async (t) => {
+  const server = await startServer(t);
+  const reply = await server.chat({ prompt: `play huge ${32 * 1024 * 1024 - 1024}` });
+  assert.equal(reply.status, 200);
+  assert.equal(String(reply.body['content']).length, 32 * 1024 * 1024 - 1024);
+});
+
+for (const [start, code] of [['garbage', 'claude_failed'], ['silent', 'claude_failed'], ['crash', 'claude_failed']] as const) {
+  test(`a CLI that starts with ${start} gives ${code}, without its own words`, async (t) => {
+    const server = await startServer(t, { CLAUDE_CODE_FAKE_START: start });
+    const reply = await server.chat({ prompt: 'hello' });
+    assertProblem(reply, 502, code);
+    assert.doesNotMatch(JSON.stringify(reply.body), /TypeError|opt\/claude|oops/);
+  });
+}
+
+test('a megabyte on stderr at the start stops nothing', async (t) => {
+  const server = await startServer(t, { CLAUDE_CODE_FAKE_START: 'flood' });
+  assertAnswer(await server.chat({ prompt: 'hello' }), 'you said: hello');
+});
+
+test('a crash leaves a line in the log that says why, without paths', async (t) => {
+  const server = await startServer(t, { CLAUDE_CODE_FAKE_START: 'crash' });
+  await server.chat({ prompt: 'hello' });
+  const line = await server.logged('turn');
+  assert.equal(line['cause'], 'TypeError: undefined is not a function');
+});
+
+for (const scenario of ['hang', 'deaf', 'grandchild']) {
+  test(`a turn that plays ${scenario} ends with 504 and leaves no process`, async (t) => {
+    const server = await startServer(t, { CLAUDE_TIMEOUT_SECONDS: '1' });
+    const reply = await server.chat({ prompt: `play ${scenario}` });
+    assertProblem(reply, 504, 'claude_timeout');
+    await noneLeft(server.home, server.pid);
+    assertAnswer(await server.chat({ prompt: 'on', session_id: idOf(reply) }), 'you said: on');
+  });
+}
+
+test('a caller who hangs up interrupts the turn, and the session goes on', async (t) => {
+  const server = await startServer(t, withoutWarm);
+  const first = await server.chat({ prompt: 'hello' });
+  const caller = new AbortController();
+  const running = server.chat({ prompt: 'play hang', session_id: idOf(first) }, { signal: caller.signal });
+  await until('the CLI to run', async () => (await processesOf(server.home, server.pid)).length > 0 || undefined);
+  caller.abort();
+  await assert.rejects(running);
+  await noneLeft(server.home, server.pid);
+  assert.equal((await server.logged('turn', (line) => line['status'] === 499))['code'], 'caller_gone');
+  assertAnswer(await server.chat({ prompt: 'on', session_id: idOf(first) }), 'you said: on');
+});
+
+test('a server killed in mid-turn takes its CLI with it, and the dialogue goes on after the restart', async (t) => {
+  const home = await makeHome(t);
+  const before = await startServer(t, {}, home);
+  const first = await before.chat({ prompt: 'hello' });
+  before.chat({ prompt: 'play hang', session_id: idOf(first) }).catch(() => {});
+  await until('the CLI to run', async () => (await before.leftovers()).length > 0 || undefined);
+  await before.end('SIGKILL');
+  await noneLeft(home);
+  const after = await startServer(t, {}, home);
+  assertAnswer(await after.chat({ prompt: 'on', session_id: idOf(first) }), 'you said: on');
+});
+
+test('without a CLI a chat says how to get one, health tells the truth, and both recover by themselves', async (t) => {
+  const home = await makeHome(t);
+  const binary = join(home, 'claude');
+  const server = await startServer(t, { CLAUDE_BINARY_PATH: binary }, home);
+  await server.logged('claude_not_found');
+  const sick = await server.request('/health');
+  assert.equal(sick.status, 503);
+  assert.match(await sick.text(), /^\{"status":"unavailable","detail":"The Claude CLI cannot be run: install it/);
+  const reply = await server.chat({ prompt: 'hello' });
+  assertProblem(reply, 503, 'claude_not_found');
+  assert.match(String(reply.body['detail']), /npm install -g @anthropic-ai\/claude-code/);
+  await copyFile(fakeClaude, binary);
+  await chmod(binary, 0o755);
+  assertAnswer(await server.chat({ prompt: 'hello' }), 'you said: hello');
+  const well = await server.request('/health', { headers: { Authorization: '' } });
+  assert.deepEqual([well.status, await well.text()], [200, '{"status":"ok"}']);
+});
+
+for (const [what, text, mode] of [
+  ['not executable', '#!/bin/sh\n', 0o644],
+  ['a script without its interpreter', '#!/no/such/interpreter\n', 0o755],
+  ['not a program', '\u007fELF nothing', 0o755],
+] as const) {
+  test(`a CLI that is ${what} is claude_not_found`, async (t) => {
+    const home = await makeHome(t);
+    await writeFile(join(home, 'claude'), text, { mode });
+    const server = await startServer(t, { CLAUDE_BINARY_PATH: join(home, 'claude') }, home);
+    assertProblem(await server.chat({ prompt: 'hello' }), 503, 'claude_not_found');
+    assert.equal((await server.request('/health')).status, 503);
+  });
+}
+
+test('a stream tells the session, the text as it comes, tools, and ends with the answer', async (t) => {
+  const server = await startServer(t);
+  const response = await server.request('/api/v1/chat', {
+    method: 'POST',
+    body: JSON.stringify({ prompt: 'play tool', user_id: 1 }),
+    headers: { Accept: 'text/event-stream' },
+  });
+  assert.equal(response.headers.get('content-type'), 'text/event-stream; charset=utf-8');
+  const events = (await response.text()).trim().split('\n\n').map((event) => {
+    const [, name, data = ''] = /^event: (\w+)\ndata: (.*)$/.exec(event) ?? [];
+    return [name, JSON.parse(data)] as const;
+  });
+  assert.deepEqual(events.map(([name]) => name), ['session', 'delta', 'tool', 'delta', 'result']);
+  assert.deepEqual(events.slice(1, 4).map(([, data]) => data), [{ text: 'let me look. ' }, { name: 'Read' }, { text: 'found it' }]);
+  assert.equal(events.at(-1)?.[1].session_id, events[0]?.[1].session_id);
+});

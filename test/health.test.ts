@@ -1,0 +1,171 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { Chat, ChatAnswer, ChatRequest } from '../src/chat.ts';
+import { createHealthMonitor, type HealthMonitor } from '../src/health.ts';
+import { createLog } from '../src/log.ts';
+import { Problem } from '../src/problem.ts';
+import { until, type LogLine } from './running-server.ts';
+
+const request: ChatRequest = { prompt: 'hello', userId: 1 };
+const answer: ChatAnswer = { content: 'hi', sessionId: 's-1', costUsd: 0, durationMs: 1 };
+const notFound = new Problem('claude_not_found', 'no CLI');
+
+/** A monitor whose CLI and chat a test can change; `version` undefined = the CLI cannot be run. */
+class Scene {
+  version: string | undefined = '2.1.330';
+  failure: unknown;
+  isDraining = false;
+  probes = 0;
+  readonly lines: LogLine[] = [];
+  readonly monitor: HealthMonitor;
+
+  constructor(retryMs?: number) {
+    const chat: Chat = {
+      run: async () => {
+        if (this.failure !== undefined) throw this.failure;
+        return answer;
+      },
+    };
+    const probeVersion = async (): Promise<string | undefined> => {
+      this.probes += 1;
+      return this.version;
+    };
+    const log = createLog('json', (line) => this.lines.push(JSON.parse(line) as LogLine));
+    this.monitor = createHealthMonitor(chat, { probeVersion }, () => this.isDraining, log, retryMs);
+  }
+
+  turn(): Promise<ChatAnswer> {
+    return this.monitor.watched.run(request, new AbortController().signal, () => {});
+  }
+
+  get status(): string {
+    return this.monitor.health().status;
+  }
+
+  get events(): string[] {
+    return this.lines.map((line) => `${String(line['level'])} ${line.event}`);
+  }
+}
+
+test('a server is ok from the start, and nothing was started to find out', () => {
+  const scene = new Scene();
+  assert.deepEqual(scene.monitor.health(), { status: 'ok' });
+  assert.deepEqual(scene.monitor.counts(), { claude_version: null, turns: 0, failures: 0 });
+  assert.equal(scene.probes, 0);
+});
+
+test('the version is known once the CLI was looked for', async () => {
+  const scene = new Scene();
+  await scene.monitor.watchCli();
+  assert.equal(scene.monitor.counts().claude_version, '2.1.330');
+  assert.deepEqual(scene.events, []);
+});
+
+test('asking for health starts no process, however often', async () => {
+  const scene = new Scene();
+  scene.version = undefined;
+  await scene.monitor.watchCli();
+  for (let i = 0; i < 100; i += 1) scene.monitor.health();
+  assert.equal(scene.probes, 1);
+});
+
+test('a CLI that cannot be run makes the server unavailable, with what to do about it', async () => {
+  const scene = new Scene();
+  scene.version = undefined;
+  await scene.monitor.watchCli();
+  const { status, detail } = scene.monitor.health();
+  assert.equal(status, 'unavailable');
+  assert.match(detail ?? '', /npm install -g @anthropic-ai\/claude-code/);
+  assert.equal(scene.monitor.counts().claude_version, null);
+  assert.deepEqual(scene.events, ['error claude_not_found']);
+});
+
+test('a CLI that appears later is found by itself, and said once', async () => {
+  const scene = new Scene(5);
+  scene.version = undefined;
+  await scene.monitor.watchCli();
+  await until('more looks for the CLI', () => (scene.probes >= 4 ? true : undefined));
+  assert.equal(scene.status, 'unavailable');
+  scene.version = '2.1.330';
+  await until('the server to be available', () => (scene.status === 'ok' ? true : undefined));
+  assert.deepEqual(scene.events, ['error claude_not_found', 'info claude_found']);
+  assert.equal(scene.monitor.counts().claude_version, '2.1.330');
+});
+
+test('a CLI that is there is not looked for again', async () => {
+  const scene = new Scene(1);
+  scene.version = undefined;
+  await scene.monitor.watchCli();
+  scene.version = '2.1.330';
+  await until('the server to be available', () => (scene.status === 'ok' ? true : undefined));
+  const { probes } = scene;
+  // Nothing can be waited for where nothing may happen: twenty times the retry interval is given a chance.
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(scene.probes, probes);
+});
+
+test('a turn that finds no CLI makes the server unavailable', async () => {
+  const scene = new Scene();
+  scene.failure = notFound;
+  await assert.rejects(scene.turn(), (error) => error === notFound);
+  assert.equal(scene.status, 'unavailable');
+  assert.deepEqual(scene.events, ['error claude_not_found']);
+});
+
+test('a turn that goes well makes it available again at once', async () => {
+  const scene = new Scene();
+  scene.failure = notFound;
+  await assert.rejects(scene.turn());
+  scene.failure = undefined;
+  assert.equal(await scene.turn(), answer);
+  assert.equal(scene.status, 'ok');
+  assert.deepEqual(scene.events, ['error claude_not_found', 'info claude_found']);
+});
+
+test('other failures of a turn say nothing about the CLI', async () => {
+  for (const failure of [new Problem('claude_failed', ''), new Problem('claude_not_authenticated', ''), new Error('bug')]) {
+    const scene = new Scene();
+    scene.failure = failure;
+    await assert.rejects(scene.turn(), (error) => error === failure);
+    assert.equal(scene.status, 'ok');
+  }
+});
+
+test('turns and failures are counted', async () => {
+  const scene = new Scene();
+  await scene.turn();
+  await scene.turn();
+  scene.failure = new Problem('busy', '');
+  await assert.rejects(scene.turn());
+  const { turns, failures } = scene.monitor.counts();
+  assert.deepEqual({ turns, failures }, { turns: 3, failures: 1 });
+});
+
+test('a turn gets the request, the signal and the listener it was given', async () => {
+  const given: unknown[] = [];
+  const chat: Chat = { run: async (...all) => (given.push(...all), answer) };
+  const { watched } = createHealthMonitor(chat, { probeVersion: async () => '2.1.330' }, () => false, () => {});
+  const { signal } = new AbortController();
+  const onEvent = (): void => {};
+  await watched.run(request, signal, onEvent);
+  assert.deepEqual(given, [request, signal, onEvent]);
+});
+
+test('a server that stops says so, whatever the CLI', async () => {
+  const scene = new Scene();
+  scene.isDraining = true;
+  assert.deepEqual(scene.monitor.health(), { status: 'draining' });
+  scene.version = undefined;
+  await scene.monitor.watchCli();
+  assert.deepEqual(scene.monitor.health(), { status: 'draining' });
+});
+
+test('a CLI older than the walls between users were proven on is warned of', async () => {
+  for (const [version, events] of [['2.1.196', ['warning claude_old']], ['2.1.197', []], ['2.0.999', ['warning claude_old']], ['3.0.0', []]] as const) {
+    const scene = new Scene();
+    scene.version = version;
+    await scene.monitor.watchCli();
+    assert.deepEqual(scene.events, events, version);
+    assert.equal(scene.status, 'ok');
+  }
+});

@@ -1,0 +1,461 @@
+import assert from 'node:assert/strict';
+import { setImmediate as tick } from 'node:timers/promises';
+import { test } from 'node:test';
+import { defaultCapacity, Pool, type Lease, type PoolOptions } from '../src/pool.ts';
+import { Problem } from '../src/problem.ts';
+
+/** A process of the imagination: it starts and ends when the test says so. */
+class FakeWorker {
+  isReusable = true;
+  bytes = 0;
+  isStopAsked = false;
+  markStarted = (): void => {};
+  /** The process is gone, by its own doing or because it was stopped. */
+  die = (): void => {};
+  readonly userId: number;
+  readonly sessionId: string | undefined;
+  readonly started: Promise<void>;
+  readonly exited: Promise<void>;
+  isAlive = true;
+  readonly #diesWhenStopped: boolean;
+
+  constructor(userId: number, sessionId: string | undefined, diesWhenStopped: boolean) {
+    this.userId = userId;
+    this.sessionId = sessionId;
+    this.#diesWhenStopped = diesWhenStopped;
+    this.started = new Promise((resolve) => (this.markStarted = resolve));
+    this.exited = new Promise((resolve) => {
+      this.die = () => {
+        this.isAlive = false;
+        this.isReusable = false;
+        resolve();
+      };
+    });
+  }
+
+  residentBytes(): number {
+    return this.bytes;
+  }
+
+  stop(): Promise<void> {
+    this.isStopAsked = true;
+    if (this.#diesWhenStopped) this.die();
+    return this.exited;
+  }
+}
+
+type Options = Partial<PoolOptions<FakeWorker>> & { diesWhenStopped?: boolean; startsAtOnce?: boolean };
+
+/** A pool, every process it ever started, and the most that lived at once. */
+function makePool({ diesWhenStopped = true, startsAtOnce = true, ...options }: Options = {}) {
+  const workers: FakeWorker[] = [];
+  let mostAlive = 0;
+  const pool = new Pool<FakeWorker>({
+    start: async (userId, sessionId) => {
+      const worker = new FakeWorker(userId, sessionId, diesWhenStopped);
+      workers.push(worker);
+      if (startsAtOnce) worker.markStarted();
+      mostAlive = Math.max(mostAlive, workers.filter((other) => other.isAlive).length);
+      return worker;
+    },
+    capacity: 2,
+    queueLimit: 10,
+    queueTimeoutMs: 60_000,
+    warmMs: 60_000,
+    maxStarts: 10,
+    ...options,
+  });
+  const never = new AbortController().signal;
+  return {
+    pool,
+    workers,
+    mostAlive: () => mostAlive,
+    acquire: (userId: number, sessionId?: string, signal: AbortSignal = never) => watch(pool.acquire(userId, sessionId, signal)),
+    /** One whole first turn: the dialogue is named and its process left warm. */
+    async begin(userId: number, sessionId: string): Promise<Lease<FakeWorker>> {
+      const lease = await pool.acquire(userId, undefined, never);
+      lease.bind(sessionId);
+      lease.release();
+      await settle();
+      return lease;
+    },
+  };
+}
+
+/** A promise whose state can be asked. */
+function watch<T>(promise: Promise<T>) {
+  const watched = { promise, state: 'pending' as 'pending' | 'done' | 'failed', error: undefined as unknown };
+  promise.then(
+    () => (watched.state = 'done'),
+    (error: unknown) => {
+      watched.state = 'failed';
+      watched.error = error;
+    },
+  );
+  return watched;
+}
+
+/** Lets everything that can happen without time passing happen. */
+async function settle(): Promise<void> {
+  for (let i = 0; i < 5; i += 1) await tick();
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Problem ? error.code : String(error);
+}
+
+test("a session's next turn gets its own warm process, another user's does not", async () => {
+  const { begin, acquire, workers } = makePool();
+  await begin(1, 'a');
+  const again = await acquire(1, 'a').promise;
+  assert.deepEqual([again.origin, again.worker], ['warm', workers[0]]);
+  again.release();
+  const other = await acquire(2, 'b').promise;
+  assert.equal(other.origin, 'cold');
+  assert.deepEqual([other.worker.userId, other.worker.sessionId], [2, 'b']);
+});
+
+test('turns beyond the capacity wait, and get their places in the order they came', async () => {
+  const { acquire, mostAlive, pool } = makePool({ warmMs: 0 });
+  const turns = Array.from({ length: 6 }, (_, i) => acquire(i + 1));
+  const done: number[] = [];
+  turns.forEach((turn, i) => void turn.promise.then(() => done.push(i)));
+  for (let i = 0; i < turns.length; i += 1) {
+    await settle();
+    assert.deepEqual(pool.counts(), { running: Math.min(2, 6 - i), queued: Math.max(0, 4 - i), warm: 0, capacity: 2 });
+    (await turns[i]?.promise)?.release();
+  }
+  assert.deepEqual(done, [0, 1, 2, 3, 4, 5]);
+  assert.equal(mostAlive(), 2);
+});
+
+test('two turns of one session run one after the other, in the same process', async () => {
+  const { acquire, begin, workers } = makePool();
+  await begin(1, 'a');
+  const first = acquire(1, 'a');
+  const second = acquire(1, 'a');
+  const lease = await first.promise;
+  await settle();
+  assert.equal(second.state, 'pending');
+  lease.release();
+  assert.equal((await second.promise).worker, workers[0]);
+});
+
+test('a turn that must wait for its session lets others pass', async () => {
+  const { acquire } = makePool();
+  const running = await acquire(1, 'a').promise;
+  const waiting = acquire(1, 'a');
+  const other = acquire(2, 'b');
+  await settle();
+  assert.deepEqual([waiting.state, other.state], ['pending', 'done']);
+  running.release();
+  await waiting.promise;
+});
+
+test('a new dialogue is busy under its own name from the moment it has one', async () => {
+  const { acquire } = makePool();
+  const first = await acquire(1).promise;
+  first.bind('new');
+  const second = acquire(1, 'new');
+  await settle();
+  assert.equal(second.state, 'pending');
+  first.release();
+  assert.equal((await second.promise).origin, 'warm');
+});
+
+test('the longest idle process gives way', async () => {
+  const { acquire, workers } = makePool();
+  for (const id of ['a', 'b']) (await acquire(1, id).promise).release();
+  (await acquire(1, 'a').promise).release();
+  await acquire(1, 'c').promise;
+  assert.deepEqual(workers.map((worker) => [worker.sessionId, worker.isAlive]), [['a', true], ['b', false], ['c', true]]);
+});
+
+test('a process starts in the place of another only when that one is gone', async () => {
+  const { acquire, workers, mostAlive } = makePool({ capacity: 1, diesWhenStopped: false });
+  (await acquire(1, 'a').promise).release();
+  const next = acquire(2, 'b');
+  await settle();
+  assert.deepEqual([next.state, workers.length, workers[0]?.isStopAsked], ['pending', 1, true]);
+  workers[0]?.die();
+  assert.equal((await next.promise).worker, workers[1]);
+  assert.equal(mostAlive(), 1);
+});
+
+test('a session resumed while its warm process is being evicted waits for the end of it', async () => {
+  const { acquire, workers } = makePool({ capacity: 2, diesWhenStopped: false });
+  (await acquire(1, 'a').promise).release();
+  const other = await acquire(2, 'b').promise;
+  const evicting = acquire(3, 'c');
+  await settle();
+  other.release();
+  const resumed = acquire(1, 'a');
+  await settle();
+  // b's place could be had, but a's process still writes its transcript.
+  assert.deepEqual([evicting.state, resumed.state], ['pending', 'pending']);
+  workers[0]?.die();
+  (await evicting.promise).release();
+  await settle();
+  workers[1]?.die();
+  assert.equal((await resumed.promise).worker.sessionId, 'a');
+});
+
+test('simultaneous first turns of one user share the spare fairly: one has it, the other starts cold', async () => {
+  const { acquire, begin, workers } = makePool({ capacity: 4 });
+  await begin(1, 'a');
+  assert.equal(workers.length, 2, 'a spare was started');
+  const [first, second] = await Promise.all([acquire(1).promise, acquire(1).promise]);
+  assert.deepEqual([first.origin, second.origin], ['spare', 'cold']);
+  assert.notEqual(first.worker, second.worker);
+});
+
+test('the spare is for the user who last began a dialogue, and nobody else gets it', async () => {
+  const { acquire, begin, workers, pool } = makePool({ capacity: 4 });
+  await begin(1, 'a');
+  assert.equal(workers[1]?.userId, 1);
+  const other = await acquire(2).promise;
+  assert.equal(other.origin, 'cold');
+  other.bind('b');
+  other.release();
+  await settle();
+  assert.deepEqual([workers[1]?.isAlive, workers.at(-1)?.userId, workers.at(-1)?.sessionId], [false, 2, undefined]);
+  assert.equal(pool.counts().warm, 3);
+});
+
+test('the spare gives way before any warm dialogue', async () => {
+  const { acquire, begin, workers } = makePool({ capacity: 2 });
+  await begin(1, 'a');
+  await acquire(2, 'b').promise;
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [true, false, true]);
+});
+
+test('without room to spare there is no spare', async () => {
+  const { begin, workers } = makePool({ capacity: 1 });
+  await begin(1, 'a');
+  assert.equal(workers.length, 1);
+});
+
+test('a spare that dies is not put up again and again', async () => {
+  const { begin, workers } = makePool();
+  await begin(1, 'a');
+  workers[1]?.die();
+  await settle();
+  assert.equal(workers.length, 2);
+});
+
+test('a spare that cannot be started is given up, and its place is free', async () => {
+  let starts = 0;
+  const { begin, pool } = makePool({
+    start: async (userId, sessionId) => {
+      starts += 1;
+      if (starts === 2) throw new Problem('claude_not_found', 'gone');
+      const worker = new FakeWorker(userId, sessionId, true);
+      worker.markStarted();
+      return worker;
+    },
+  });
+  await begin(1, 'a');
+  assert.deepEqual([starts, pool.counts().warm, pool.counts().running], [2, 1, 0]);
+});
+
+test('a process that dies while idle frees its place, and its session starts anew', async () => {
+  const { acquire, workers, pool } = makePool();
+  (await acquire(1, 'a').promise).release();
+  workers[0]?.die();
+  await settle();
+  assert.equal(pool.counts().warm, 0);
+  const lease = await acquire(1, 'a').promise;
+  assert.deepEqual([lease.origin, lease.worker], ['cold', workers[1]]);
+});
+
+test('a process that dies at the moment of hand-over is replaced in its place, and the session stays its own', async () => {
+  const { acquire, workers, pool } = makePool({ capacity: 1 });
+  (await acquire(1, 'a').promise).release();
+  const lease = await acquire(1, 'a').promise;
+  const next = acquire(1, 'a');
+  workers[0]?.die();
+  assert.equal(await lease.renew(), workers[1]);
+  assert.deepEqual([next.state, pool.counts().running], ['pending', 1]);
+  lease.release();
+  assert.equal((await next.promise).worker, workers[1]);
+});
+
+test('a turn aborted while it waits leaves the queue with the reason of the signal', async () => {
+  const { acquire, pool } = makePool({ capacity: 1 });
+  await acquire(1, 'a').promise;
+  const caller = new AbortController();
+  const waiting = acquire(2, 'b', caller.signal);
+  const next = acquire(3, 'c');
+  assert.equal(pool.counts().queued, 2);
+  caller.abort(new Problem('request_timeout', 'gone'));
+  await settle();
+  assert.deepEqual([waiting.state, codeOf(waiting.error), next.state, pool.counts().queued], ['failed', 'request_timeout', 'pending', 1]);
+});
+
+test('a caller already gone gets no place', async () => {
+  const { acquire, workers } = makePool();
+  const turn = acquire(1, 'a', AbortSignal.abort(new Problem('request_timeout', 'gone')));
+  await settle();
+  assert.deepEqual([turn.state, workers.length], ['failed', 0]);
+});
+
+test('a full queue refuses at once, with the time to come back', async () => {
+  const { acquire } = makePool({ capacity: 1, queueLimit: 2 });
+  await acquire(1).promise;
+  const waiting = [acquire(2), acquire(3)];
+  const refused = acquire(4);
+  await settle();
+  assert.deepEqual([...waiting, refused].map((turn) => turn.state), ['pending', 'pending', 'failed']);
+  assert.ok(refused.error instanceof Problem && refused.error.code === 'busy' && Number(refused.error.extras.retryAfterSeconds) > 0);
+});
+
+test('with no queue at all a free place is still given', async () => {
+  const { acquire } = makePool({ queueLimit: 0, capacity: 1 });
+  (await acquire(1, 'a').promise).release();
+  await acquire(2, 'b').promise;
+});
+
+test('a turn that waited too long is refused', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const { acquire, pool } = makePool({ capacity: 1, queueTimeoutMs: 5000 });
+  await acquire(1, 'a').promise;
+  const waiting = acquire(2, 'b');
+  t.mock.timers.tick(4999);
+  await settle();
+  assert.equal(waiting.state, 'pending');
+  t.mock.timers.tick(1);
+  await settle();
+  assert.deepEqual([codeOf(waiting.error), pool.counts().queued], ['busy', 0]);
+});
+
+test('an idle process is kept for its time, and not longer', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const { begin, workers, pool } = makePool({ warmMs: 5000 });
+  await begin(1, 'a');
+  t.mock.timers.tick(4999);
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [true, true]);
+  t.mock.timers.tick(1);
+  await settle();
+  assert.deepEqual([workers.map((worker) => worker.isAlive), pool.counts().warm], [[false, false], 0]);
+  assert.equal(workers.length, 2, 'the spare does not come back by itself');
+});
+
+test('the time of idleness starts anew with every turn', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const { acquire, workers } = makePool({ warmMs: 5000 });
+  (await acquire(1, 'a').promise).release();
+  t.mock.timers.tick(4000);
+  const lease = await acquire(1, 'a').promise;
+  t.mock.timers.tick(60_000);
+  lease.release();
+  t.mock.timers.tick(4999);
+  await settle();
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [true]);
+});
+
+test('without a time to be warm every process ends with its turn', async () => {
+  const { begin, workers, pool } = makePool({ warmMs: 0 });
+  await begin(1, 'a');
+  assert.deepEqual([workers.map((worker) => worker.isAlive), pool.counts().running], [[false], 0]);
+});
+
+test('a process that is not fit is stopped, and its session waits until it is gone', async () => {
+  const { acquire, workers, pool } = makePool({ diesWhenStopped: false });
+  const lease = await acquire(1, 'a').promise;
+  lease.worker.isReusable = false;
+  lease.release();
+  const next = acquire(1, 'a');
+  await settle();
+  assert.deepEqual([next.state, pool.counts().running], ['pending', 1]);
+  workers[0]?.die();
+  assert.equal((await next.promise).worker, workers[1]);
+});
+
+test('a place is freed exactly once, however often it is released', async () => {
+  const { acquire, pool } = makePool({ capacity: 1, warmMs: 0 });
+  const first = await acquire(1, 'a').promise;
+  const second = acquire(2, 'b');
+  const third = acquire(3, 'c');
+  first.release();
+  first.release();
+  await second.promise;
+  first.release();
+  await settle();
+  assert.deepEqual([third.state, pool.counts().running], ['pending', 1]);
+});
+
+test('a process is retired after enough turns, and when it has grown too large', async () => {
+  const { acquire, workers } = makePool();
+  for (let turn = 0; turn < 100; turn += 1) (await acquire(1, 'a').promise).release();
+  await settle();
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [false]);
+  const lease = await acquire(1, 'a').promise;
+  lease.worker.bytes = 500 * 1024 * 1024;
+  lease.release();
+  await settle();
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [false, false]);
+});
+
+test('after a failed login no process from before serves again', async () => {
+  const { acquire, pool, workers } = makePool({ capacity: 3 });
+  (await acquire(1, 'idle').promise).release();
+  const running = await acquire(1, 'running').promise;
+  pool.retireAll();
+  await settle();
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [false, true]);
+  running.release();
+  await settle();
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [false, false]);
+  (await acquire(1, 'new').promise).release();
+  assert.equal((await acquire(1, 'new').promise).origin, 'warm');
+});
+
+test('a start that fails is the turn\'s own failure: its place is free for the next', async () => {
+  const { acquire, pool } = makePool({
+    capacity: 1,
+    start: async (userId, sessionId) => {
+      if (userId === 1) throw new Problem('claude_not_found', 'gone');
+      return new FakeWorker(userId, sessionId, true);
+    },
+  });
+  const failing = acquire(1);
+  const next = acquire(2);
+  await settle();
+  assert.equal(codeOf(failing.error), 'claude_not_found');
+  await next.promise;
+  assert.deepEqual(pool.counts(), { running: 1, queued: 0, warm: 0, capacity: 1 });
+});
+
+test('only so many processes start at once', async () => {
+  const { acquire, workers } = makePool({ capacity: 4, maxStarts: 2, startsAtOnce: false });
+  const turns = [acquire(1), acquire(2), acquire(3)];
+  await settle();
+  assert.deepEqual(turns.map((turn) => turn.state), ['done', 'done', 'pending']);
+  workers[0]?.markStarted();
+  await settle();
+  assert.equal(turns[2]?.state, 'done');
+});
+
+test('closing turns away whoever waits or comes, ends the idle, and waits for the running', async () => {
+  const { acquire, pool, workers } = makePool({ capacity: 2 });
+  const running = await acquire(1, 'a').promise;
+  (await acquire(2, 'b').promise).release();
+  const blocked = acquire(1, 'a');
+  const closed = watch(pool.close());
+  const late = acquire(3, 'c');
+  await settle();
+  assert.deepEqual([codeOf(blocked.error), codeOf(late.error), closed.state], ['shutting_down', 'shutting_down', 'pending']);
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [true, false]);
+  running.release();
+  await closed.promise;
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [false, false]);
+});
+
+test('closing an empty pool is done at once', async () => {
+  await makePool().pool.close();
+});
+
+test('the capacity follows the memory: one per 400 MB after the first 256 MB, at least one', () => {
+  const megabytes = [128, 512, 1024, 2048, 4096];
+  assert.deepEqual(megabytes.map((size) => defaultCapacity(size * 1024 * 1024)), [1, 1, 1, 4, 9]);
+});
