@@ -97,16 +97,20 @@ export function createChat({ pool, sessions, turnTimeoutMs, takeTurn, closing, l
       told = told.then(() => onEvent(event));
       told.catch((error: unknown) => limit.abort(error));
     };
-    const stopSignal = AbortSignal.any([signal, closing, limit.signal]);
+    // Not AbortSignal.any: it leaves something behind on a signal that lives as long as the server does.
+    const forward = (): void => limit.abort(signal.aborted ? signal.reason : closing.reason);
+    for (const source of [signal, closing]) source.addEventListener('abort', forward);
+    if (signal.aborted || closing.aborted) forward();
     try {
-      const end = await worker.turn(request.prompt, stopSignal, tell);
+      const end = await worker.turn(request.prompt, limit.signal, tell);
       // An answer whose session nobody may continue is none: without its record the turn has failed.
       const isRecorded = await told.then(() => true, () => false);
       if (problemCodeOf(end) === 'claude_not_authenticated') pool.retireAll();
-      const isCutShort = stopSignal.aborted && ('problem' in end.outcome || !isRecorded);
-      return isCutShort ? { ...end, outcome: { problem: toProblem(stopSignal.reason) } } : end;
+      const isCutShort = limit.signal.aborted && ('problem' in end.outcome || !isRecorded);
+      return isCutShort ? { ...end, outcome: { problem: toProblem(limit.signal.reason) } } : end;
     } finally {
       clearTimeout(timer);
+      for (const source of [signal, closing]) source.removeEventListener('abort', forward);
     }
   }
 

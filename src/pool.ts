@@ -53,6 +53,8 @@ interface Place<W> {
   readonly userId: number;
   /** Undefined for the spare, and for a new dialogue the CLI has not named yet. */
   sessionId: string | undefined;
+  /** Whether the turn in it has begun a dialogue. */
+  hasBegun: boolean;
   worker: W | undefined;
   /** The session whose process is still leaving to make room here. */
   leavingSessionId: string | undefined;
@@ -160,9 +162,8 @@ export class Pool<W extends Poolable> {
       if (this.#isSessionBusy(waiting.sessionId)) continue;
       const idle = this.#idlePlaceFor(waiting);
       if (idle !== undefined) {
-        const origin = idle.sessionId === undefined ? 'spare' : 'warm';
         this.#wake(idle);
-        waiting.grant(idle, origin);
+        waiting.grant(idle, originOf(idle));
       } else if (this.#starting < this.#options.maxStarts) {
         const place = this.#placeForStart(waiting);
         if (place !== undefined) waiting.grant(place, 'cold');
@@ -196,7 +197,7 @@ export class Pool<W extends Poolable> {
   }
 
   #addPlace(userId: number, sessionId: string | undefined): Place<W> {
-    const place: Place<W> = { userId, sessionId, worker: undefined, leavingSessionId: undefined, isIdle: false, idleTimer: undefined, turns: 0, generation: this.#generation };
+    const place: Place<W> = { userId, sessionId, hasBegun: false, worker: undefined, leavingSessionId: undefined, isIdle: false, idleTimer: undefined, turns: 0, generation: this.#generation };
     this.#places.add(place);
     return place;
   }
@@ -211,8 +212,7 @@ export class Pool<W extends Poolable> {
     try {
       const worker = origin !== 'cold' && place.worker !== undefined ? place.worker : await this.#startIn(place);
       const bind = (sessionId: string): void => {
-        // Whoever begins a dialogue is likely to begin another.
-        if (place.sessionId === undefined) this.#spareUserId = place.userId;
+        place.hasBegun ||= place.sessionId === undefined;
         place.sessionId = sessionId;
       };
       return { worker, origin, bind, renew: () => this.#startIn(place), release };
@@ -236,7 +236,9 @@ export class Pool<W extends Poolable> {
       const worker = await this.#options.start(place.userId, place.sessionId);
       place.worker = worker;
       void worker.started.then(started);
-      void worker.exited.then(() => place.isIdle && place.worker === worker && void this.#stop(place));
+      void worker.exited.then(() => {
+        if (place.isIdle && place.worker === worker) void this.#stop(place);
+      });
       return worker;
     } catch (error) {
       started();
@@ -250,23 +252,26 @@ export class Pool<W extends Poolable> {
     const isFit =
       worker?.isReusable === true &&
       place.sessionId !== undefined &&
-      place.generation === this.#generation &&
       place.turns < maxTurnsPerWorker &&
       worker.residentBytes() < maxResidentBytes;
-    if (!isFit || this.#options.warmMs === 0) {
+    // Whoever began a dialogue is likely to begin another.
+    if (isFit && place.hasBegun) this.#spareUserId = place.userId;
+    place.hasBegun = false;
+    if (isFit && this.#options.warmMs > 0) this.#rest(place);
+    else void this.#stop(place);
+  }
+
+  /** Makes a place idle, the last one to be given up; one that was retired meanwhile is stopped. */
+  #rest(place: Place<W>): void {
+    if (place.generation !== this.#generation) {
       void this.#stop(place);
       return;
     }
-    this.#rest(place);
-    this.#dispatch();
-  }
-
-  /** Makes a place idle, the last one to be given up. */
-  #rest(place: Place<W>): void {
     this.#places.delete(place);
     this.#places.add(place);
     place.isIdle = true;
     place.idleTimer = setTimeout(() => void this.#stop(place), this.#options.warmMs);
+    this.#dispatch();
   }
 
   #wake(place: Place<W>): void {
@@ -299,13 +304,16 @@ export class Pool<W extends Poolable> {
     if (this.#places.size >= this.#options.capacity) return;
     const place = this.#addPlace(userId, undefined);
     this.#startIn(place).then(
-      () => {
-        this.#rest(place);
-        this.#dispatch();
-      },
+      () => this.#rest(place),
       () => void this.#stop(place),
     );
   }
+}
+
+/** Where an idle place's process came from; one that is no longer fit is replaced by a cold one. */
+function originOf<W extends Poolable>({ worker, sessionId }: Place<W>): Lease<W>['origin'] {
+  if (worker?.isReusable !== true) return 'cold';
+  return sessionId === undefined ? 'spare' : 'warm';
 }
 
 /** How many CLI processes this much memory carries: one per 400 MB after the first 256 MB, at least one. */

@@ -88,6 +88,8 @@ export class Worker {
       detached: true,
     });
     this.exited = new Promise((resolve) => this.#watch(resolve));
+    // Without a descriptor left there are no pipes either, whatever the types say.
+    if (this.#child.stdin === undefined) throw noRoom();
     // The CLI says nothing before its first message, but it answers this one as soon as it is up (measured).
     this.#child.stdin.write(initializeLine);
     const spoke = new Promise<void>((resolve) => this.#child.stdout.once('data', () => resolve()));
@@ -171,13 +173,13 @@ export class Worker {
   #watch(resolveExited: () => void): void {
     const { stdin, stdout, stderr } = this.#child;
     // A CLI that is gone turns a write into EPIPE; without a listener that would end the server.
-    stdin.on('error', () => {});
-    stdout.on('data', (chunk: Buffer) => this.#read(chunk));
-    stdout.on('error', () => {});
-    stderr.on('data', (chunk: Buffer) => {
+    stdin?.on('error', () => {});
+    stdout?.on('data', (chunk: Buffer) => this.#read(chunk));
+    stdout?.on('error', () => {});
+    stderr?.on('data', (chunk: Buffer) => {
       this.#stderrTail = (this.#stderrTail + chunk.toString('utf8')).slice(-stderrTailBytes);
     });
-    stderr.on('error', () => {});
+    stderr?.on('error', () => {});
     const onGone = (exit: ExitStatus): void => {
       if (this.#exit !== undefined) return;
       this.#exit = exit;
@@ -192,7 +194,7 @@ export class Worker {
   /** Waits for what the CLI wrote before it ended; the result may be in it. */
   async #drain(): Promise<void> {
     const { stdout } = this.#child;
-    if (stdout.closed || this.#exit?.spawnError !== undefined) return;
+    if (this.#exit?.spawnError !== undefined || stdout.closed) return;
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, drainMs);
       stdout.once('close', () => {
@@ -313,11 +315,13 @@ function badOutput(): Problem {
 
 function problemOfExit(exit: ExitStatus, wasNotStarted: boolean): Problem {
   if (wasNotStarted) return claudeNotFound();
-  if (exit.spawnError !== undefined) {
-    return new Problem('busy', 'The machine has no room to start the Claude CLI at the moment; try again.', { retryAfterSeconds: 5 });
-  }
+  if (exit.spawnError !== undefined) return noRoom();
   const how = exit.signal === null ? `ended with exit code ${exit.code}` : `was ended by ${exit.signal}`;
   return new Problem('claude_failed', `The Claude CLI ${how} before it answered; try again.`);
+}
+
+function noRoom(): Problem {
+  return new Problem('busy', 'The machine has no room to start the Claude CLI at the moment; try again.', { retryAfterSeconds: 5 });
 }
 
 /** The problem of a server that has no CLI to run. */

@@ -235,6 +235,16 @@ test('without room to spare there is no spare', async () => {
   assert.equal(workers.length, 1);
 });
 
+test('a first turn that went wrong brings no spare', async () => {
+  const { acquire, workers } = makePool({ capacity: 4 });
+  const lease = await acquire(1).promise;
+  lease.bind('a');
+  lease.worker.isReusable = false;
+  lease.release();
+  await settle();
+  assert.equal(workers.length, 1);
+});
+
 test('a spare that dies is not put up again and again', async () => {
   const { begin, workers } = makePool();
   await begin(1, 'a');
@@ -278,6 +288,35 @@ test('a process that dies at the moment of hand-over is replaced in its place, a
   assert.deepEqual([next.state, pool.counts().running], ['pending', 1]);
   lease.release();
   assert.equal((await next.promise).worker, workers[1]);
+});
+
+test('a process that became unfit while idle is replaced before the turn', async () => {
+  const { acquire, workers, mostAlive } = makePool({ capacity: 1 });
+  const first = await acquire(1, 'a').promise;
+  first.release();
+  first.worker.isReusable = false;
+  const lease = await acquire(1, 'a').promise;
+  assert.deepEqual([lease.origin, lease.worker, mostAlive()], ['cold', workers[1], 1]);
+});
+
+test('a pool closed while the spare starts ends it too', async () => {
+  let spareMayStart = (): void => {};
+  const spareStart = new Promise<void>((resolve) => (spareMayStart = resolve));
+  const started: FakeWorker[] = [];
+  const { begin, pool } = makePool({
+    start: async (userId, sessionId) => {
+      if (started.length === 1) await spareStart;
+      const worker = new FakeWorker(userId, sessionId, true);
+      worker.markStarted();
+      started.push(worker);
+      return worker;
+    },
+  });
+  await begin(1, 'a');
+  const closed = watch(pool.close());
+  spareMayStart();
+  await settle();
+  assert.deepEqual([closed.state, started.map((worker) => worker.isAlive)], ['done', [false, false]]);
 });
 
 test('a turn aborted while it waits leaves the queue with the reason of the signal', async () => {
