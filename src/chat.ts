@@ -54,9 +54,9 @@ export function createChat({ pool, sessions, turnTimeoutMs, takeTurn, closing, l
       takeTurn(request.userId);
       const record = await ownRecord(request);
       const lease = await pool.acquire(request.userId, request.sessionId, signal);
-      onEvent({ type: 'admitted', origin: lease.origin });
       let end: TurnEnd | undefined;
       try {
+        onEvent({ type: 'admitted', origin: lease.origin });
         end = await runTurn(lease, lease.worker, request, record, signal, onEvent);
         // A process that died while it was idle never heard the prompt; the caller need not know.
         if (lease.origin !== 'cold' && !end.wasHeard && problemCodeOf(end) === 'claude_failed') {
