@@ -32,8 +32,9 @@ async function main(): Promise<void> {
   const log = createLog(logFormat(), (line) => process.stdout.write(line));
   for (const message of config.warnings) log('warning', 'config', { message });
 
-  const sessions = await openSessions(config.stateDir);
-  const claude = await createClaude(config);
+  const [sessions, claude] = await Promise.all([openSessions(config.stateDir), createClaude(config)]).catch((error: NodeJS.ErrnoException) =>
+    fail(1, [`CLAUDE_STATE_DIR cannot be used (${error.code}): the user the server runs as must be able to write there`]),
+  );
   if (!(await claim(`claude-api.${claude.markerPrefix}`))) fail(1, ['another claude-api runs with this CLAUDE_STATE_DIR: stop it, or give this one another']);
   const leftovers = await endMarked(claude.markerPrefix);
   if (leftovers > 0) log('warning', 'leftovers', { message: 'ended what an earlier server left running', processes: leftovers });

@@ -10,7 +10,7 @@ import { test, type TestContext } from 'node:test';
 
 export const fakeClaude = fileURLToPath(new URL('bin/claude', import.meta.url));
 
-const mainFile = fileURLToPath(new URL('../src/main.ts', import.meta.url));
+export const mainFile = fileURLToPath(new URL('../src/main.ts', import.meta.url));
 export const apiKey = 'b7e1c5d09f2a46388d4c1e6f7a9b0c2d';
 
 export type Reply = { status: number; headers: Headers; body: Record<string, unknown> };
@@ -26,7 +26,7 @@ export class RunningServer {
   readonly home: string;
   port = 0;
 
-  constructor(home: string, env: Readonly<Record<string, string>>) {
+  constructor(home: string, env: Readonly<Record<string, string | undefined>>) {
     this.home = home;
     this.#child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), mainFile], {
       cwd: home,
@@ -116,7 +116,7 @@ export class RunningServer {
 }
 
 /** A started server, in a HOME of its own unless one is given. It is killed at the end of the test. */
-export async function startServer(t: TestContext, env: Readonly<Record<string, string>> = {}, home?: string): Promise<RunningServer> {
+export async function startServer(t: TestContext, env: Readonly<Record<string, string | undefined>> = {}, home?: string): Promise<RunningServer> {
   const folder = home ?? (await makeHome(t));
   const server = new RunningServer(folder, env);
   serversOf.set(folder, [...(serversOf.get(folder) ?? []), server]);

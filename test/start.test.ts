@@ -1,0 +1,81 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createServer, type AddressInfo } from 'node:net';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { fakeClaude, mainFile, makeHome, processesOf, RunningServer, startServer, until } from './running-server.ts';
+
+test('wrong settings end the server with 78, all of them named, none shown', async (t) => {
+  const home = await makeHome(t);
+  await writeFile(join(home, '.env'), 'CLAUDE_MAX_TURNS=many-secret\nCLAUDE_QUEUE_LIMIT=-5\n');
+  const server = new RunningServer(home, { PORT: '80a' });
+  assert.equal(await server.ended(), 78);
+  assert.match(server.stderr, /PORT: expected .*\n.*CLAUDE_MAX_TURNS: expected .*\n.*CLAUDE_QUEUE_LIMIT: expected /);
+  assert.doesNotMatch(server.stderr, /many-secret|80a|-5/);
+});
+
+test('.env that is no .env ends the server with 78 and the number of the line', async (t) => {
+  const home = await makeHome(t);
+  await writeFile(join(home, '.env'), '# fine\nCLAUDE_MODEL="open\n');
+  const server = new RunningServer(home, {});
+  assert.equal(await server.ended(), 78);
+  assert.equal(server.stderr, 'claude-api: .env line 2: expected a closing "\n');
+});
+
+test('.env is read from the working directory, and a misspelt name is warned about', async (t) => {
+  const home = await makeHome(t);
+  await writeFile(join(home, '.env'), 'CLAUDE_TIMEOUT=3\nRATE_LIMIT_PER_MINUTE=1\n');
+  const server = await startServer(t, {}, home);
+  assert.match(String((await server.logged('config'))['message']), /CLAUDE_TIMEOUT in .env is not a setting; did you mean CLAUDE_TIMEOUT_SECONDS\?/);
+  assert.deepEqual([(await server.chat({ prompt: 'one' })).status, (await server.chat({ prompt: 'two' })).status], [200, 429]);
+});
+
+test('a taken port ends the server with 1 and says what to do', async (t) => {
+  const other = createServer().listen(0, '127.0.0.1');
+  await once(other, 'listening');
+  t.after(() => other.close());
+  const { port } = other.address() as AddressInfo;
+  const server = new RunningServer(await makeHome(t), { PORT: String(port) });
+  assert.equal(await server.ended(), 1);
+  assert.equal(server.stderr, `claude-api: port ${port} is taken by another program: set PORT in .env, or stop the other one\n`);
+});
+
+test('a state folder that cannot be made ends the server with 1 and says so, without a stack', async (t) => {
+  const home = await makeHome(t);
+  await writeFile(join(home, 'state'), 'a file');
+  const server = new RunningServer(home, {});
+  assert.equal(await server.ended(), 1);
+  assert.match(server.stderr, /^claude-api: CLAUDE_STATE_DIR cannot be used \(\w+\): .*\n$/);
+});
+
+test('without a key the server listens on loopback, and shows the key on no pipe', async (t) => {
+  const server = await startServer(t, { CLAUDE_API_KEY: undefined, HOST: undefined });
+  assert.equal((await server.logged('listening'))['host'], '127.0.0.1');
+  await server.logged('config', (line) => String(line['message']).includes('a key was made for this run'));
+  assert.doesNotMatch(JSON.stringify(server.lines) + server.stderr, /[0-9a-f]{64}/);
+  assert.equal((await server.chat({ prompt: 'hello' })).status, 401);
+});
+
+test('without a key a person at a terminal gets a curl line that works', async (t) => {
+  const home = await makeHome(t);
+  // script(1) gives the server a terminal.
+  const command = [process.execPath, '--import', import.meta.resolve('tsx'), mainFile].join(' ');
+  const terminal = spawn('script', ['-qec', command, '/dev/null'], {
+    cwd: home,
+    env: { PATH: process.env['PATH'], HOME: home, PORT: '0', CLAUDE_BINARY_PATH: fakeClaude },
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  let screen = '';
+  terminal.stdout.setEncoding('utf8').on('data', (text: string) => (screen += text));
+  t.after(() => terminal.kill('SIGTERM'));
+  const shown = await until('the curl line', () => /curl (http:\S+) [^]*'Authorization: (Bearer [0-9a-f]{64})'[^]*-d '(.*)'/.exec(screen) ?? undefined);
+  const [, url = '', authorization = '', body = ''] = shown;
+  const response = await fetch(url, { method: 'POST', body, headers: { authorization, 'content-type': 'application/json' } });
+  assert.deepEqual([response.status, ((await response.json()) as { content: string }).content], [200, 'you said: Hello']);
+  assert.match(screen, /^\d\d:\d\d:\d\d {2}listening {2}host=127\.0\.0\.1/m);
+  const ended = once(terminal, 'exit');
+  for (const line of await processesOf(home)) if (line.includes('main.ts')) process.kill(Number.parseInt(line, 10), 'SIGTERM');
+  await ended;
+});
