@@ -92,7 +92,9 @@ export function createChat({ pool, sessions, turnTimeoutMs, takeTurn, closing, l
       if (event.type === 'session' && record === undefined) {
         lease.bind(event.sessionId);
         // Nobody hears of a session before its owner is on disk: a crash must not leave an id that is nobody's.
-        told = sessions.add(event.sessionId, { userId: request.userId, totalCostUsd: 0 });
+        told = sessions.add(event.sessionId, { userId: request.userId, totalCostUsd: 0 }).catch((cause: unknown) => {
+          throw new Problem('internal_error', 'The server could not record the new session; its log says why.', { cause });
+        });
       }
       told = told.then(() => onEvent(event));
       told.catch((error: unknown) => limit.abort(error));
@@ -106,8 +108,9 @@ export function createChat({ pool, sessions, turnTimeoutMs, takeTurn, closing, l
       // An answer whose session nobody may continue is none: without its record the turn has failed.
       const isRecorded = await told.then(() => true, () => false);
       if (problemCodeOf(end) === 'claude_not_authenticated') pool.retireAll();
-      const isCutShort = limit.signal.aborted && ('problem' in end.outcome || !isRecorded);
-      return isCutShort ? { ...end, outcome: { problem: toProblem(limit.signal.reason) } } : end;
+      const outcome = limit.signal.aborted ? { problem: toProblem(limit.signal.reason) } : end.outcome;
+      if (!isRecorded) return { ...end, sessionId: undefined, outcome };
+      return 'content' in end.outcome ? end : { ...end, outcome };
     } finally {
       clearTimeout(timer);
       for (const source of [signal, closing]) source.removeEventListener('abort', forward);

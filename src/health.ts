@@ -56,8 +56,10 @@ export function createHealthMonitor(chat: Chat, claude: Pick<Claude, 'probeVersi
           }
           return answer;
         } catch (error) {
-          failures += 1;
-          if (toProblem(error).code === 'claude_not_found') setAvailable(false);
+          const problem = toProblem(error);
+          // What the caller did wrong, hanging up included, is no failure of the server's.
+          if (problem.status >= 500) failures += 1;
+          if (problem.code === 'claude_not_found') setAvailable(false);
           throw error;
         }
       },

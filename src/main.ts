@@ -1,7 +1,8 @@
 import { randomBytes } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
+import { access, constants, readFile } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
 import { availableParallelism, homedir, totalmem, userInfo } from 'node:os';
+import { join } from 'node:path';
 import { createAuth } from './auth.ts';
 import { createChat } from './chat.ts';
 import { createClaude } from './claude.ts';
@@ -110,9 +111,20 @@ async function main(): Promise<void> {
   });
 
   await sayLogin(config, log);
+  await sayHome(config, log);
   await monitor.watchCli();
   await sweepSessions(sessions, log);
   setInterval(() => void sweepSessions(sessions, log), 24 * 60 * 60 * 1000).unref();
+}
+
+/** The CLI answers all the same where it cannot save its transcripts (measured), so nobody would notice until the restart. */
+async function sayHome({ childEnv }: Config, log: Log): Promise<void> {
+  const home = childEnv['HOME'] ?? '/';
+  const folder = childEnv['CLAUDE_CONFIG_DIR'] || join(home, '.claude');
+  const isWritable = (path: string): Promise<boolean> => access(path, constants.W_OK).then(() => true, () => false);
+  const isThere = await access(folder).then(() => true, () => false);
+  if (await isWritable(isThere ? folder : home)) return;
+  log('error', 'home_not_writable', { message: 'the CLI cannot save its dialogues: let the user the server runs as write its HOME, or set CLAUDE_CONFIG_DIR' });
 }
 
 async function sweepSessions(sessions: Sessions, log: Log): Promise<void> {

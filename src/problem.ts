@@ -16,7 +16,7 @@ const kinds = {
   rate_limited: [429, 'Too many requests of this user'],
   claude_rate_limited: [429, 'Anthropic limits this account'],
   headers_too_large: [431, 'The request headers are too large'],
-  internal_error: [500, 'The server has a bug'],
+  internal_error: [500, 'The server failed'],
   claude_failed: [502, 'The Claude CLI failed'],
   claude_api_error: [502, 'Anthropic refused the request'],
   busy: [503, 'The server is busy'],

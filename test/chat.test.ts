@@ -93,7 +93,12 @@ test('a damaged session record is an error of its own session only', async (t) =
 test('a new dialogue that cannot be recorded is an error, and the turn is not left running', async (t) => {
   const server = await startServer(t, withoutWarm);
   await rm(join(server.home, 'state/sessions'), { recursive: true });
-  for (const prompt of ['hello', 'play hang']) assertProblem(await server.chat({ prompt }), 500, 'internal_error');
+  for (const prompt of ['hello', 'play hang']) {
+    const reply = await server.chat({ prompt });
+    assertProblem(reply, 500, 'internal_error');
+    assert.equal(reply.body['session_id'], undefined, 'nobody could go on with it');
+  }
+  assert.match(String((await server.logged('turn', (line) => line['status'] === 500))['cause']), /ENOENT/);
   await noneLeft(server.home, server.pid);
 });
 

@@ -169,3 +169,13 @@ test('a CLI older than the walls between users were proven on is warned of', asy
     assert.equal(scene.status, 'ok');
   }
 });
+
+test('what callers do wrong is counted as a turn, not as a failure', async () => {
+  const scene = new Scene();
+  for (const code of ['session_not_found', 'request_timeout', 'rate_limited', 'claude_failed'] as const) {
+    scene.failure = new Problem(code, 'made up');
+    await assert.rejects(scene.turn());
+  }
+  const { turns, failures } = scene.monitor.counts();
+  assert.deepEqual({ turns, failures }, { turns: 4, failures: 1 });
+});

@@ -79,3 +79,13 @@ test('without a key a person at a terminal gets a curl line that works', async (
   for (const line of await processesOf(home)) if (line.includes('main.ts')) process.kill(Number.parseInt(line, 10), 'SIGTERM');
   await ended;
 });
+
+test('a HOME in which the CLI cannot save its dialogues is said at the start', async (t) => {
+  const home = await makeHome(t);
+  const server = await startServer(t, { HOME: join(home, 'nowhere') }, home);
+  assert.equal((await server.logged('home_not_writable'))['level'], 'error');
+  const fine = await startServer(t);
+  await fine.logged('login');
+  await fine.chat({ prompt: 'hello' });
+  assert.deepEqual(fine.lines.filter((line) => line.event === 'home_not_writable'), []);
+});
