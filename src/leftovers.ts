@@ -1,5 +1,7 @@
-import { readdir, readFile } from 'node:fs/promises';
+import { readFileSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
 import { createServer } from 'node:net';
+import { setImmediate as nextTick } from 'node:timers/promises';
 
 /**
  * The variable every process of ours carries: the CLI and, by inheritance, the tools it starts, which make sessions of
@@ -42,13 +44,22 @@ export async function endMarked(prefix: string): Promise<number> {
 async function findMarked(needle: Buffer): Promise<number[]> {
   const names = await readdir('/proc').catch(() => []);
   const pids = names.map(Number).filter((pid) => Number.isInteger(pid) && pid !== process.pid);
-  const matches = await Promise.all(
-    pids.map(async (pid) => {
-      const environment = await readFile(`/proc/${pid}/environ`).catch(() => Buffer.alloc(0));
-      return Buffer.concat([Buffer.from('\0'), environment]).includes(needle);
-    }),
-  );
-  return pids.filter((_, i) => matches[i]);
+  const found: number[] = [];
+  for (const [i, pid] of pids.entries()) {
+    // At once, not through the thread pool: these are no disk reads, and a trip there takes ten times as long (measured).
+    if (environmentOf(pid).includes(needle)) found.push(pid);
+    if (i % 32 === 31) await nextTick();
+  }
+  return found;
+}
+
+/** The environment a process was started with, each variable after a NUL; empty when it is gone or another user's. */
+function environmentOf(pid: number): Buffer {
+  try {
+    return Buffer.concat([Buffer.from('\0'), readFileSync(`/proc/${pid}/environ`)]);
+  } catch {
+    return Buffer.alloc(0);
+  }
 }
 
 function killQuietly(pid: number): void {
