@@ -22,7 +22,7 @@ import type { Worker } from './worker.ts';
 // sysexits.h: a configuration error, on which systemd does not restart, and an internal one.
 const exitConfig = 78;
 const exitBug = 70;
-// For the last answers to be written after the last turn.
+// For the last answers to be written, at least, after the last turn.
 const answerGraceMs = 2000;
 // As long as the CLI itself keeps its transcripts.
 const sessionMaxAgeMs = 30 * 24 * 60 * 60 * 1000;
@@ -85,10 +85,11 @@ async function main(): Promise<void> {
   /** Lets running turns finish for `graceMs`, ends the rest, leaves no process behind, and exits. */
   async function drain(graceMs: number): Promise<void> {
     isDraining = true;
+    const endsAt = performance.now() + graceMs;
     const timer = setTimeout(() => closing.abort(stopped()), graceMs);
     await pool.close();
     clearTimeout(timer);
-    setTimeout(() => server.closeAllConnections(), answerGraceMs).unref();
+    setTimeout(() => server.closeAllConnections(), Math.max(answerGraceMs, endsAt - performance.now())).unref();
     server.close(() => process.exit(exitCode));
     server.closeIdleConnections();
   }

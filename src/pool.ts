@@ -235,6 +235,7 @@ export class Pool<W extends Poolable> {
       place.leavingSessionId = undefined;
       const worker = await this.#options.start(place.userId, place.sessionId);
       place.worker = worker;
+      place.turns = 0;
       void worker.started.then(started);
       void worker.exited.then(() => {
         if (place.isIdle && place.worker === worker) void this.#stop(place);

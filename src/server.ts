@@ -160,7 +160,8 @@ function callerSignal(req: IncomingMessage, res: ServerResponse): AbortSignal {
     if (!res.writableFinished) caller.abort(new Problem('request_timeout', 'The caller has gone.'));
   };
   // Of the connection, not of `res`: an answer that waits behind another one does not hear of the connection's end.
-  req.socket.on('close', onClose);
+  // Any number of pipelined requests may wait on one connection.
+  req.socket.setMaxListeners(0).on('close', onClose);
   res.on('close', () => req.socket.off('close', onClose));
   return caller.signal;
 }

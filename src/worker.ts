@@ -44,6 +44,8 @@ interface Turn {
   readonly deltas: Deltas;
   readonly trouble: ApiTrouble;
   wasHeard: boolean;
+  /** Why it was ended before its result, which then only brings what it cost. */
+  givenUp?: Problem;
 }
 
 type ExitStatus = { readonly code: number | null; readonly signal: NodeJS.Signals | null; readonly spawnError?: string };
@@ -142,21 +144,21 @@ export class Worker {
     // After an interrupt or an answer the CLI leaves by itself once stdin ends, with its transcript written.
     this.#child.stdin.end();
     // SIGTERM is not on the ladder: it orphans running tools in CLI 2.1.197 (measured).
-    const harder = [() => this.#signal('SIGINT'), () => this.#signal('SIGKILL'), () => this.#child.stdout.destroy()];
+    const harder = [() => this.#child.kill('SIGINT'), () => this.#killGroup(), () => this.#child.stdout.destroy()];
     for (const step of harder) {
       if (await this.#exitsWithin(stepMs)) break;
       step();
     }
+    this.#killGroup();
     await endMarked(this.#marker);
   }
 
-  #signal(signal: 'SIGINT' | 'SIGKILL'): void {
-    const { pid } = this.#child;
-    if (pid === undefined || this.#exit !== undefined) return;
+  /** Also after the CLI's own end: what it started without our marker may still be in its group. */
+  #killGroup(): void {
     try {
-      process.kill(signal === 'SIGKILL' ? -pid : pid, signal);
+      if (this.#child.pid !== undefined) process.kill(-this.#child.pid, 'SIGKILL');
     } catch {
-      // Gone already.
+      // Nobody is left in it.
     }
   }
 
@@ -221,8 +223,8 @@ export class Worker {
   #onEvent(event: CliEvent): void {
     const turn = this.#turn;
     if (turn === undefined) {
-      // A result nobody asked for (a background task, say) must not be taken for the next turn's.
-      if (event.type === 'result') this.#isReusable = false;
+      // A turn nobody asked for (a background task's, say) must not be taken for the next one.
+      if (event.type === 'init' || event.type === 'result') this.#isReusable = false;
       return;
     }
     switch (event.type) {
@@ -237,7 +239,10 @@ export class Worker {
         return;
       case 'api_retry':
         turn.trouble.lastRetry = event;
-        if (event.status === 429 && event.delayMs > maxRateLimitWaitMs) this.#giveUp(claudeRateLimited(event.delayMs));
+        if (event.status === 429 && event.delayMs > maxRateLimitWaitMs) {
+          turn.givenUp ??= claudeRateLimited(event.delayMs);
+          void this.stop();
+        }
         return;
       case 'limit_reached':
         turn.trouble.resetsAtSeconds = event.resetsAtSeconds;
@@ -267,7 +272,7 @@ export class Worker {
     }
     const isCarriedOver = carriesCostOver(this.#version);
     const startedFromUsd = this.#totalCostUsd ?? (isCarriedOver ? this.#resumedTotalUsd : 0);
-    const problem = problemOf(result, turn.trouble, Date.now() / 1000);
+    const problem = turn.givenUp ?? problemOf(result, turn.trouble, Date.now() / 1000);
     this.#totalCostUsd = result.totalCostUsd;
     if (problem !== undefined) this.#isReusable = false;
     this.#settle({
@@ -277,16 +282,11 @@ export class Worker {
     });
   }
 
-  /** Ends the turn before its result: what the CLI still waits for is not worth the caller's time. */
-  #giveUp(problem: Problem): void {
-    this.#settle({ costUsd: 0, totalCostUsd: undefined, outcome: { problem } });
-    void this.stop();
-  }
-
   /** Ends the turn that will get no result line; without a turn, only marks the process as unfit. */
   #failTurn(): void {
     this.#isReusable = false;
-    const problem = this.#exit === undefined ? badOutput() : problemOfExit(this.#exit, this.#wasNotStarted(this.#exit));
+    const ofProcess = this.#exit === undefined ? badOutput() : problemOfExit(this.#exit, this.#wasNotStarted(this.#exit));
+    const problem = this.#turn?.givenUp ?? ofProcess;
     const outcome = { problem: problem.with({ cause: lastWords(this.#stderrTail) }) };
     this.#settle({ costUsd: 0, totalCostUsd: undefined, outcome });
   }

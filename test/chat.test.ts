@@ -188,7 +188,10 @@ test('what the caller must know comes with the problem', async (t) => {
   assert.ok(Math.abs(Number(limit.headers.get('retry-after')) - 90) <= 2, String(limit.headers.get('retry-after')));
   const long = await server.chat({ prompt: 'play wait-429 30' });
   assert.deepEqual([long.status, long.body['code'], long.headers.get('retry-after')], [429, 'claude_rate_limited', '30']);
-  assertAnswer(await server.chat({ prompt: 'on', session_id: idOf(long) }), 'you said: on');
+  assert.equal(long.body['cost'], turnCostUsd);
+  const next = await server.chat({ prompt: 'on', session_id: idOf(long) });
+  assertAnswer(next, 'you said: on');
+  assert.equal(next.body['cost'], turnCostUsd);
   const maxTurns = await server.chat({ prompt: 'play max-turns' });
   assert.equal(maxTurns.body['cost'], turnCostUsd);
   assert.ok(Number.isInteger(maxTurns.body['duration_ms']));
@@ -226,7 +229,7 @@ test('a crash leaves a line in the log that says why, without paths', async (t) 
   assert.equal(line['cause'], 'TypeError: undefined is not a function');
 });
 
-for (const scenario of ['hang', 'deaf', 'grandchild']) {
+for (const scenario of ['hang', 'deaf', 'grandchild', 'clean-child']) {
   test(`a turn that plays ${scenario} ends with 504 and leaves no process`, async (t) => {
     const server = await startServer(t, { CLAUDE_TIMEOUT_SECONDS: '1' });
     const reply = await server.chat({ prompt: `play ${scenario}` });
