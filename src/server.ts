@@ -208,7 +208,6 @@ function levelOf(problem: Problem): Level {
   return problem.status >= 500 ? 'warning' : 'info';
 }
 
-
 function sendProblem(exchange: Exchange, problem: Problem, log: Log): void {
   const event = problem.status === 401 ? 'auth_failed' : 'request';
   log(levelOf(problem), event, {

@@ -74,7 +74,7 @@ export class Worker {
   #exit: ExitStatus | undefined;
   #stopping: Promise<void> | undefined;
   #totalCostUsd: number | undefined;
-  #resumedTotalUsd: number;
+  readonly #resumedTotalUsd: number;
   #sessionId: string | undefined;
   #version = '';
   #stderrTail = '';
@@ -266,7 +266,7 @@ export class Worker {
 
   #onResult(turn: Turn, result: CliResult): void {
     if (!turn.wasHeard && this.#totalCostUsd !== undefined) {
-      // Each turn begins with an init line (measured); this is a late result nobody asked for.
+      // Each turn begins with an init line (measured); before ours, a result belongs to a turn nobody asked for.
       this.#isReusable = false;
       return;
     }
