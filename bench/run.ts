@@ -1,6 +1,6 @@
 // Measures the server against the CLI driven directly, both up at once and taking turns, and prints the table of targets.
 // CLAUDE_BENCH_CLI names a real CLI; without it `claude` on PATH is used, without that the fake one.
-import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { fork, spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { Agent, createServer, request as httpRequest, type Server } from 'node:http';
@@ -17,16 +17,17 @@ import { DirectCli } from './drive.ts';
 import { createPeer } from './peer.ts';
 
 const mainFile = fileURLToPath(new URL('../dist/main.js', import.meta.url));
+const proberFile = fileURLToPath(new URL('prober.ts', import.meta.url));
 const fakeCli = fileURLToPath(new URL('../test/bin/claude', import.meta.url));
 const apiKey = 'b7e1c5d09f2a46388d4c1e6f7a9b0c2d';
-const agent = new Agent({ keepAlive: true, maxSockets: 64 });
+const keptAlive = new Agent({ keepAlive: true, maxSockets: 64 });
 
 interface Reply {
   readonly status: number;
   readonly text: string;
 }
 
-function ask(port: number, path: string, body?: object): Promise<Reply> {
+function ask(port: number, path: string, body?: object, agent = keptAlive): Promise<Reply> {
   return new Promise((resolve, reject) => {
     const headers = { Authorization: `Bearer ${apiKey}`, ...(body && { 'Content-Type': 'application/json' }) };
     const req = httpRequest({ port, path, agent, headers, method: body ? 'POST' : 'GET' }, (res) => {
@@ -82,9 +83,10 @@ async function timed(work: () => Promise<unknown>): Promise<number> {
   return performance.now() - startedAt;
 }
 
-function median(values: readonly number[]): number {
-  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? NaN;
+function percentile(values: readonly number[], share: number): number {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length * share)] ?? NaN;
 }
+const median = (values: readonly number[]): number => percentile(values, 0.5);
 
 const rows: string[] = [];
 function row(what: string, figure: string, target: string, isReached: boolean): void {
@@ -121,10 +123,11 @@ async function main(): Promise<void> {
   await sideBySide(drive, warm.port);
   await Promise.all([warm.end(), cold.end()]);
   await theServerItself(base, home);
+  await underLoad(base, home);
   bigLine();
 
   api.close();
-  agent.destroy();
+  keptAlive.destroy();
   await rm(home, { recursive: true, force: true });
   console.log(['| what | measured | target | |', '|---|---|---|---|', ...rows].join('\n'));
   process.exitCode = rows.some((line) => line.includes('MISSED')) ? 1 : 0;
@@ -244,6 +247,28 @@ async function theServerItself(base: Readonly<Record<string, string>>, home: str
   const grown = (await server.residentMegabytes()) - settled;
   row('growth over 100,000 requests', `${grown.toFixed(1)} MiB`, 'none (< 8 MiB)', grown < 8);
   await server.end();
+}
+
+/** 200 users begin a dialogue at once where two CLIs may run and 100 turns may wait: 102 are served, the rest is turned away. */
+async function underLoad(base: Readonly<Record<string, string>>, home: string): Promise<void> {
+  const limits = { CLAUDE_MAX_CONCURRENT_REQUESTS: '2', CLAUDE_QUEUE_SECONDS: '300', CLAUDE_STATE_DIR: join(home, 'state-load') };
+  const server = new ServerProcess({ ...base, ...limits }, home);
+  await server.startedMs;
+  const bare = fork(proberFile);
+  const [barePort] = (await once(bare, 'message')) as [number];
+  const prober = fork(proberFile, [String(server.port), String(barePort)]);
+  const callers = new Agent({ maxSockets: Infinity });
+  const replies = await Promise.all(Array.from({ length: 200 }, (_, i) => ask(server.port, '/api/v1/chat', { prompt: 'first', user_id: i + 1 }, callers)));
+  prober.send('stop');
+  const [[ours, theirs]] = (await once(prober, 'message')) as [[number[], number[]]];
+  bare.kill();
+  callers.destroy();
+  await server.end();
+
+  const count = (status: number): number => replies.filter((reply) => reply.status === status).length;
+  row('200 callers at capacity 2, queue 100', `${count(200)} served, ${count(503)} turned away`, '102, 98', count(200) === 102 && count(503) === 98);
+  const [slow, bareSlow] = [percentile(ours, 0.99), percentile(theirs, 0.99)];
+  row('/health meanwhile, p99', `${ms(slow)} : ${ms(bareSlow)} bare handler beside it`, '< 5 ms, or as the bare one (× 1.25)', slow < Math.max(5, 1.25 * bareSlow));
 }
 
 function bigLine(): void {
