@@ -1,0 +1,281 @@
+import assert from 'node:assert/strict';
+import { execFile, execFileSync } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
+import { test, type TestContext } from 'node:test';
+import { promisify } from 'node:util';
+import { noScratchMachine, ScratchMachine } from './scratch-machine.ts';
+
+const app = '/home/claude/claude-api';
+const install = 'cd /root/copy && ./install.sh';
+const readKey = `sed -n 's/^CLAUDE_API_KEY=//p' ${app}/.env`;
+
+/** A test on a machine of its own; they run side by side, since most of their time is waiting. */
+function onMachine(name: string, work: (machine: ScratchMachine, t: TestContext) => Promise<void>): void {
+  test(name, { skip: noScratchMachine, timeout: 180_000 }, async (t) => work(await ScratchMachine.boot(t), t));
+}
+
+async function chat(machine: ScratchMachine, prompt: string, sessionId?: string): Promise<Record<string, unknown>> {
+  const body = JSON.stringify({ prompt, user_id: 1, ...(sessionId && { session_id: sessionId }) });
+  const headers = `-H "Authorization: Bearer $(${readKey})" -H 'Content-Type: application/json'`;
+  return JSON.parse(await machine.must(`curl -s --max-time 20 127.0.0.1:8001/api/v1/chat ${headers} -d '${body}'`)) as Record<string, unknown>;
+}
+
+test('install.sh and the other scripts pass shellcheck', async () => {
+  const scripts = ['install.sh', '.ci/run', 'demo/run', 'test/scratch/boot', 'test/scratch/systemctl', 'test/scratch/npm', 'test/scratch/journalctl', 'test/vps/run'];
+  await promisify(execFile)('shellcheck', scripts, { cwd: new URL('..', import.meta.url) });
+});
+
+test('the unit is understood, and exposes little', async () => {
+  const unit = await readFile(new URL('../claude-api.service', import.meta.url), 'utf8');
+  const cwd = new URL('..', import.meta.url);
+  // The program is not there before the installation, which is all that may be complained about.
+  const { stderr } = await promisify(execFile)('systemd-analyze', ['verify', './claude-api.service'], { cwd }).catch((error: { stderr: string }) => error);
+  assert.deepEqual(stderr.split('\n').filter((line) => line.includes('claude-api') && !/current\/bin\/node is not executable/.test(line)), []);
+  const security = await promisify(execFile)('systemd-analyze', ['security', '--offline=true', '--threshold=20', './claude-api.service'], { cwd });
+  assert.match(security.stdout, /Overall exposure level for claude-api.service: [01]\.\d/);
+  assert.match(unit, /^KillMode=mixed$/m);
+});
+
+test('half a script, as a broken download leaves it, does nothing', async () => {
+  const script = await readFile(new URL('../install.sh', import.meta.url), 'utf8');
+  for (const share of [0.1, 0.3, 0.5, 0.7, 0.9, 0.99]) {
+    const half = script.slice(0, Math.floor(script.length * share));
+    const run = execFileSync('bash', ['-c', `(bash 2>&1; true) | grep -v '^bash: line' || true`], { input: half, encoding: 'utf8' });
+    assert.equal(run, '', `${share}`);
+  }
+});
+
+onMachine('one command, and it serves; a second one changes nothing', async (machine) => {
+  const { status, stdout, stderr } = await machine.run(install);
+  assert.equal(status, 0, stdout + stderr);
+  assert.match(stdout, /claude-api runs as the user claude and answers at http:\/\/127\.0\.0\.1:8001/);
+  assert.match(stdout, /no Claude login yet[^]*ANTHROPIC_API_KEY[^]*claude setup-token[^]*sudo -u claude -H /);
+
+  const key = await machine.must(readKey);
+  assert.match(key, /^[0-9a-f]{64}$/);
+  assert.equal(await machine.must(`stat -c '%a %U:%G' ${app}/.env ${app} /home/claude`), '640 root:claude\n755 root:root\n1770 root:claude');
+  for (const where of ['cat /proc/[0-9]*/cmdline | tr "\\0" " "', 'cat /run/stub/journal', 'cat /etc/systemd/system/claude-api.service', 'cat /run/stub/calls /run/stub/npm-calls']) {
+    assert.doesNotMatch(await machine.must(where), new RegExp(key), where);
+  }
+  assert.doesNotMatch(stdout + stderr, new RegExp(key));
+  assert.equal(await machine.must("ps -o user= -p $(cat /run/stub/pid)"), 'claude');
+
+  // What runs as claude can neither write the code nor put its own in its place.
+  assert.equal(await machine.must(`find ${app} ! -type l \\( ! -user root -o -perm /o+w -o -perm /g+w \\)`), '');
+  for (const attempt of [`mv ${app} ${app}.old`, `rm -rf ${app}/current`, `ln -sfn /tmp ${app}/current`, `sh -c 'echo >> ${app}/.env'`]) {
+    assert.notEqual((await machine.run(`runuser -u claude -- ${attempt}`)).status, 0, attempt);
+  }
+  await machine.must('runuser -u claude -- mkdir /home/claude/.claude');
+
+  await machine.must(`echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && systemctl restart claude-api && sleep 1`);
+  const first = await chat(machine, 'hello');
+  assert.equal(typeof first['content'], 'string');
+
+  const [before, calls] = [await machine.state(), await machine.must('grep -c . /run/stub/npm-calls')];
+  const again = await machine.must(install);
+  assert.match(again, /nothing to change/);
+  assert.match(again, /found: ANTHROPIC_API_KEY/);
+  assert.equal(await machine.state(), before);
+  assert.equal(await machine.must('grep -c . /run/stub/npm-calls'), calls);
+  assert.equal(await machine.must('grep -c ^restart /run/stub/calls'), '2');
+  assert.equal((await chat(machine, 'again', String(first['session_id'])))['session_id'], first['session_id']);
+});
+
+onMachine('an update restarts what changed, and keeps key, login and dialogues', async (machine) => {
+  await machine.must(`${install} && echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && systemctl restart claude-api && sleep 1`);
+  const { session_id: sessionId } = await chat(machine, 'remember me');
+  const [key, pid, release] = [await machine.must(readKey), await machine.must('cat /run/stub/pid'), await machine.must(`readlink ${app}/current`)];
+
+  await machine.must(`echo '// new' >> /root/copy/src/main.ts && ${install}`);
+  assert.notEqual(await machine.must('cat /run/stub/pid'), pid);
+  assert.notEqual(await machine.must(`readlink ${app}/current`), release);
+  assert.equal(await machine.must(`ls ${app}/releases | wc -l`), '1', 'the old version is removed');
+  assert.equal(await machine.must(readKey), key);
+  assert.equal((await chat(machine, 'still there?', String(sessionId)))['session_id'], sessionId);
+
+  // The unit alone.
+  await machine.must(`sed -i s/TasksMax=.*/TasksMax=1000/ /root/copy/claude-api.service && ${install}`);
+  assert.match(await machine.must('cat /etc/systemd/system/claude-api.service'), /TasksMax=1000/);
+  // The CLI alone; it stays when a later run does not ask.
+  await machine.must(`${install} --claude latest && ${install}`);
+  assert.match(await machine.must(`readlink -f ${app}/current/bin/claude`), /cli\/2\.1\.400\//);
+  assert.equal(await machine.must(`ls ${app}/cli`), '2.1.400');
+  assert.equal((await chat(machine, 'and now?', String(sessionId)))['session_id'], sessionId);
+});
+
+onMachine('an update that fails leaves the old version running', async (machine) => {
+  await machine.must(install);
+  const before = { pid: await machine.must('cat /run/stub/pid'), release: await machine.must(`readlink ${app}/current`) };
+  const healthy = (): Promise<string> => machine.must('curl -s 127.0.0.1:8001/health');
+  const unchanged = async (pid?: string): Promise<void> => {
+    assert.equal(await machine.must(`readlink ${app}/current`), before.release);
+    assert.equal(await machine.must(`ls -A ${app}/releases`), before.release.split('/').at(-1));
+    if (pid) assert.equal(await machine.must('cat /run/stub/pid'), pid);
+    assert.equal(await healthy(), '{"status":"ok"}');
+  };
+  const fails = async (breakIt: string, message: RegExp): Promise<void> => {
+    await machine.must('rm -rf /root/broken && cp -R /root/copy /root/broken');
+    const { status, stderr } = await machine.run(`${breakIt}; cd /root/broken && ./install.sh`);
+    assert.equal(status, 1);
+    assert.match(stderr, message);
+  };
+
+  await fails('echo "const x: number = 1 +" >> /root/broken/src/main.ts', /error TS[^]*error: the build failed\nNothing was changed\.\nThe service runs as before\./);
+  await unchanged(before.pid);
+  await fails('echo ci > /run/stub/npm-fails; echo "// n" >> /root/broken/src/main.ts', /ENOTFOUND[^]*error: npm ci failed\nNothing was changed/);
+  await unchanged(before.pid);
+  await machine.must('rm /run/stub/npm-fails');
+  // Built, but it does not come up.
+  await fails('echo "console.error(\'broken at start\'); process.exit(1);" > /root/broken/src/main.ts', /broken at start[^]*the old one runs again/);
+  await unchanged();
+  // Up, but the CLI of the new version cannot be run.
+  await fails('sed -i "s/^claude_version=.*/claude_version=2.1.999/" /root/broken/install.sh; echo 2.1.999 > /run/stub/npm-fails', /npm install @anthropic-ai\/claude-code@2.1.999 failed/);
+  await unchanged();
+});
+
+onMachine('what goes wrong at each step of a first run is said, with what remains, and the next run goes on', async (machine) => {
+  for (const [word, message] of [
+    ['claude-code@', /npm install @anthropic-ai\/claude-code@\S+ failed\nDone before the failure, and left so:\n  the user claude with \/home\/claude\n/],
+    ['ci ', /npm ci failed\nDone before the failure, and left so:\n  the Claude CLI in /],
+  ] as const) {
+    await machine.must(`echo '${word}' > /run/stub/npm-fails`);
+    const { status, stderr } = await machine.run(install);
+    assert.equal(status, 1);
+    assert.match(stderr, message);
+  }
+  await machine.must('rm /run/stub/npm-fails');
+  await machine.must(`echo CLAUDE_TOOLS='"open' > /root/copy/.env && echo CLAUDE_API_KEY=9f2c41d07be85a36c0d1e7f4a8b95263 >> /root/copy/.env`);
+  const wrong = await machine.run(install);
+  assert.equal(wrong.status, 1);
+  assert.match(wrong.stderr, /\.env line 1: expected a closing "[^]*the service is installed, but does not answer[^]*left so:\n[^]*the service claude-api/);
+  await machine.must(`sed -i 1d ${app}/.env && ${install}`);
+  assert.equal(await machine.must(readKey), '9f2c41d07be85a36c0d1e7f4a8b95263');
+});
+
+onMachine('--uninstall keeps .env, login and dialogues, --purge keeps nothing', async (machine) => {
+  const fresh = await machine.must('ls -A /home /var/lib /etc/systemd/system; getent passwd | wc -l');
+  await machine.must(`${install} && echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && systemctl restart claude-api && sleep 1`);
+  const { session_id: sessionId } = await chat(machine, 'remember me');
+  const key = await machine.must(readKey);
+
+  const said = await machine.must(`${app}/current/install.sh --uninstall`);
+  assert.match(said, /what stays: \/home\/claude\/claude-api\/\.env, the dialogues in \/var\/lib\/claude-api and \/home\/claude\/\.claude, the login, the user claude/);
+  assert.equal(await machine.must(`ls -A ${app}`), '.env');
+  assert.equal(await machine.must('pgrep -u claude | wc -l'), '0');
+  assert.equal(await machine.must('ls /etc/systemd/system/claude-api.service 2>&1 | wc -l; test ! -e /run/stub/enabled && echo off'), '1\noff');
+  assert.match(await machine.must(`${install} --uninstall`), /claude-api is not installed/);
+
+  await machine.must(install);
+  assert.equal(await machine.must(readKey), key);
+  assert.equal((await chat(machine, 'still there?', String(sessionId)))['session_id'], sessionId);
+
+  await machine.must(`${install} --purge`);
+  assert.equal(await machine.must('ls -A /home /var/lib /etc/systemd/system; getent passwd | wc -l'), fresh);
+});
+
+onMachine('all that is wrong with a machine is said at once, and nothing is changed', async (machine, t) => {
+  await machine.must('mkdir -p /home/claude && echo x > /home/claude/file && rm -rf /run/systemd && rm /root/copy/LICENSE && printf "[Service]\\nUser=root\\n" > /etc/systemd/system/claude-api.service');
+  await machine.run(`(node -e 'require("net").createServer().listen(8001)' & ) >/dev/null 2>&1; sleep 0.5`);
+  const before = await machine.state();
+  const { status, stderr, stdout } = await machine.run(install);
+  assert.equal(status, 1, stdout);
+  for (const message of [/systemd does not run here/, /LICENSE is missing/, /there is another claude-api\.service/, /\/home\/claude is there, but no user claude/, /port 8001 is taken/, /Nothing was changed/]) {
+    assert.match(stderr, message);
+  }
+  assert.equal(stderr.split('\n').filter((line) => line.startsWith('install.sh: error: ')).length, 5);
+  assert.equal(await machine.state(), before);
+
+  const refused: readonly (readonly [string, string, number, RegExp])[] = [
+    ['an unknown option', `${install} --prot 9000`, 2, /unknown option --prot/],
+    ['no value', `${install} --port`, 2, /--port needs a value/],
+    ['a port that is none', `${install} --port 80a`, 2, /--port: expected/],
+    ['a port of root', `${install} --port 80`, 2, /--port: expected 1024/],
+    ['a user with a blank', `${install} --user 'a b'`, 2, /--user: expected/],
+    ['a user with a slash', `${install} --user ../root`, 2, /--user: expected/],
+    ['root', `${install} --user root`, 1, /must not run as root/],
+    ['a version that is none', `${install} --claude '$(id)'`, 2, /--claude: expected/],
+    ['a value where none belongs', `${install} --purge=yes`, 2, /takes no value/],
+    ['no login to copy', `${install} --copy-login`, 1, /--copy-login: neither root/],
+    ['not root', 'chmod 755 /root; cd /root/copy && setpriv --reuid 65534 --clear-groups bash ./install.sh', 1, /must run as root, and changed nothing; try: sudo/],
+    ['another shell', 'cd /root/copy && sh ./install.sh', 2, /needs bash/],
+  ];
+  for (const [name, command, expected, message] of refused) {
+    await t.test(name, async () => {
+      const run = await machine.run(command);
+      assert.deepEqual([run.status, message.test(run.stderr)], [expected, true], run.stderr);
+    });
+  }
+  assert.match(await machine.must(`${install} --help`), /usage: sudo \.\/install\.sh/);
+});
+
+onMachine('--dry-run says what would be done, and does none of it', async (machine) => {
+  const before = await machine.state();
+  const said = await machine.must(`${install} --dry-run`);
+  for (const step of [/making the user claude/, /installing the Claude CLI/, /building claude-api/, /making .*\.env with a new key/, /starting the service/]) assert.match(said, step);
+  assert.equal(await machine.state(), before);
+  await machine.must(install);
+  const installed = await machine.state();
+  assert.match(await machine.must(`${install} --purge --dry-run`), /would be: stopping[^]*would be: removing the code[^]*would be: removing the user claude/);
+  assert.equal(await machine.state(), installed);
+});
+
+onMachine('a folder with blanks, another port, and a .env of the operator', async (machine) => {
+  await machine.must(`mv /root/copy "/root/my  copy's" && printf 'CLAUDE_API_KEY="9f2c41d07be8#5a36c0d1e7f4a8b95263"\\nHOST=::\\nPORT=9100\\n' > "/root/my  copy's/.env"`);
+  const said = await machine.must(`cd / && "/root/my  copy's/install.sh"`);
+  assert.match(said, /answers at http:\/\/\[::1\]:9100/);
+  assert.equal(await machine.must(`stat -c '%a %U:%G' ${app}/.env`), '640 root:claude');
+  await machine.must(`${app}/current/install.sh --purge; mv "/root/my  copy's" /root/copy; rm /root/copy/.env`);
+  assert.match(await machine.must(`${install} --port=9200`), /answers at http:\/\/127.0.0.1:9200/);
+  const other = await machine.run(`${install} --port 9300`);
+  assert.deepEqual([other.status, /--port counts for a new \.env only/.test(other.stderr)], [1, true]);
+  // An .env without a key, and the files of somebody else in our place.
+  await machine.must(`${install} --purge && mkdir -p /home/claude/claude-api/.git && useradd -d /home/claude claude && echo PORT=9000 > /root/copy/.env`);
+  const refused = await machine.run(install);
+  assert.equal(refused.status, 1);
+  assert.match(refused.stderr, /\.env has no CLAUDE_API_KEY: add the line CLAUDE_API_KEY=[0-9a-f]{64}\n/);
+  assert.match(refused.stderr, /\/home\/claude\/claude-api is where the server goes, and other files are in it/);
+});
+
+onMachine('a user that is there already serves, and survives --purge', async (machine) => {
+  await machine.must('useradd --create-home bob && echo mine > /home/bob/file && useradd -d "/home/with blank" -m carol && useradd -d /nonexistent dave');
+  await machine.must(`${install} --user bob`);
+  assert.equal(await machine.must('ps -o user= -p $(cat /run/stub/pid); stat -c %U:%G /home/bob /home/bob/claude-api'), 'bob\nbob:bob\nroot:root');
+  const other = await machine.run(`${install} --user claude`);
+  assert.match(other.stderr, /the service is installed for the user bob/);
+  assert.match(await machine.must(install), /nothing to change/);
+  const said = await machine.must(`${install} --purge`);
+  assert.match(said, /the user bob was not made by install\.sh and stays/);
+  assert.equal(await machine.must('cat /home/bob/file; ls /home/bob'), 'mine\nfile');
+  for (const name of ['carol', 'dave']) assert.match((await machine.run(`${install} --user ${name}`)).stderr, new RegExp(`the user ${name} has no usable home folder`));
+});
+
+onMachine('a login is offered, and copied when asked, through no link', async (machine) => {
+  await machine.must('mkdir /root/.claude && echo "{\\"secret\\":1}" > /root/.claude/.credentials.json && chmod 600 /root/.claude/.credentials.json');
+  const said = await machine.must(install);
+  assert.match(said, /a copy +of \/root\/\.claude\/\.credentials\.json: run install\.sh again with --copy-login/);
+  const copied = await machine.must(`${install} --copy-login`);
+  assert.match(copied, /found: credentials file/);
+  assert.equal(await machine.must("stat -c '%a %U' /home/claude/.claude/.credentials.json; cat /home/claude/.claude/.credentials.json"), '600 claude\n{"secret":1}');
+  const kept = await machine.run(`echo other > /root/.claude/.credentials.json; ${install} --copy-login`);
+  assert.match(kept.stderr, /is there already and stays as it is/);
+  assert.equal(await machine.must('cat /home/claude/.claude/.credentials.json'), '{"secret":1}');
+  // Root does not follow what the user put in the way.
+  await machine.must('rm -rf /home/claude/.claude && runuser -u claude -- ln -s /etc /home/claude/.claude');
+  assert.equal((await machine.run(`${install} --copy-login`)).status, 1);
+  assert.equal((await machine.run('test -e /etc/.credentials.json')).status, 1);
+});
+
+onMachine('"curl … | sudo bash" takes the code from the address, also where the machine has no Node', async (machine) => {
+  await machine.must('cd /root && tar -czf /tmp/source.tar.gz copy && cp copy/install.sh /tmp/ && rm -rf copy');
+  const nowhere = await machine.run('cd /tmp && cat install.sh | bash');
+  assert.deepEqual([nowhere.status, /set CLAUDE_API_SOURCE/.test(nowhere.stderr)], [1, true]);
+  const gone = await machine.run('cd / && cat /tmp/install.sh | bash', { CLAUDE_API_SOURCE: 'file:///tmp/other.tar.gz' });
+  assert.deepEqual([gone.status, /the download failed\nNothing was changed/.test(gone.stderr)], [1, true]);
+  // A Node of somebody's home is hidden from the service, and so does not count.
+  await machine.must('cp -L /usr/local/bin/node /root/node && umount /usr/local/bin/node && rm -f /usr/local/bin/node /usr/bin/node && ln -s /root/node /usr/local/bin/node');
+  const said = await machine.must('cd / && cat /tmp/install.sh | bash -s -- --port 9000', { CLAUDE_API_SOURCE: 'file:///tmp/source.tar.gz' });
+  assert.match(said, /installing Node\.js 24 into \/home\/claude\/claude-api\/node\n/);
+  assert.match(said, /answers at http:\/\/127\.0\.0\.1:9000/);
+  assert.match(await machine.must(`readlink ${app}/current/bin/node`), /^\/home\/claude\/claude-api\/node\//);
+  assert.match(await machine.must(`${app}/current/install.sh`), /nothing to change/);
+});

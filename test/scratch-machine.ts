@@ -1,0 +1,89 @@
+import assert from 'node:assert/strict';
+import { execFile, execFileSync, spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { until } from './running-server.ts';
+
+export interface Outcome {
+  readonly status: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+const checkout = fileURLToPath(new URL('..', import.meta.url));
+
+/** Why no scratch machine can be made here, or false when one can: it takes root, overlayfs and namespaces. */
+export const noScratchMachine: string | false = (() => {
+  if (process.getuid?.() !== 0) return 'needs root';
+  try {
+    execFileSync('unshare', ['--mount', '--pid', '--fork', '--net', 'true'], { stdio: 'ignore' });
+    execFileSync('ip', ['-V'], { stdio: 'ignore' });
+    return false;
+  } catch {
+    return 'needs namespaces, unshare and ip';
+  }
+})();
+
+/**
+ * A machine to install on (test/scratch/boot): everything is real but systemctl, journalctl and npm, which stand-ins
+ * play, and the Claude CLI, which is the fake one. Whatever is done to it is gone with the test.
+ */
+export class ScratchMachine {
+  readonly #pid: number;
+
+  private constructor(pid: number) {
+    this.#pid = pid;
+  }
+
+  static async boot(t: TestContext): Promise<ScratchMachine> {
+    const folder = mkdtempSync(join(tmpdir(), 'claude-api-machine-'));
+    const namespaces = ['--mount', '--pid', '--net', '--fork', '--kill-child', '--propagation', 'private'];
+    const child = spawn('unshare', [...namespaces, join(checkout, 'test/scratch/boot'), checkout, process.execPath, folder], { stdio: ['ignore', 'ignore', 'pipe'] });
+    let stderr = '';
+    child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
+    t.after(async () => {
+      const gone = new Promise((resolve) => child.once('exit', resolve));
+      child.kill('SIGKILL');
+      await gone;
+      rmSync(folder, { recursive: true, force: true });
+    });
+    const init = await until('the scratch machine to start', () => {
+      assert.equal(child.exitCode, null, stderr);
+      const children = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
+      return children === '' ? undefined : Number(children);
+    });
+    const machine = new ScratchMachine(init);
+    await until('the scratch machine to be up', async () => {
+      assert.equal(child.exitCode, null, stderr);
+      return (await machine.run('test -e /run/stub/booted')).status === 0 ? true : undefined;
+    });
+    await machine.must('mkdir /root/copy && cd /checkout && cp -R install.sh claude-api.service package*.json .npmrc tsconfig*.json src README.md CHANGELOG.md LICENSE .env.example /root/copy/');
+    return machine;
+  }
+
+  /** Runs a bash script as root on the machine. */
+  run(script: string, env: Readonly<Record<string, string>> = {}): Promise<Outcome> {
+    const args = ['--target', String(this.#pid), '--mount', '--pid', '--net', '--root', '--wd', 'bash', '--norc', '-c', script];
+    const options = { env: { PATH: '/stub:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', HOME: '/root', ...env }, timeout: 120_000, maxBuffer: 64 * 1024 * 1024 };
+    return new Promise((resolve) => {
+      execFile('nsenter', args, options, (error, stdout, stderr) => {
+        resolve({ status: error === null ? 0 : typeof error.code === 'number' ? error.code : 255, stdout, stderr });
+      });
+    });
+  }
+
+  /** Runs a script that has to succeed, and gives what it printed. */
+  async must(script: string, env: Readonly<Record<string, string>> = {}): Promise<string> {
+    const { status, stdout, stderr } = await this.run(script, env);
+    assert.equal(status, 0, `${script}\n${stdout}${stderr}`);
+    return stdout.trim();
+  }
+
+  /** Everything on the machine that could have been changed, a line each: files with their modes, owners, times and links. */
+  state(): Promise<string> {
+    return this.must("find /home /etc /var/lib /usr/local /root -xdev ! -path '*/copy/*' -printf '%p %M %u:%g %T@ %l\\n' | sort");
+  }
+}
