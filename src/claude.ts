@@ -47,7 +47,7 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
   const usersDir = join(config.stateDir, 'users');
   await mkdir(usersDir, { recursive: true, mode: 0o700 });
   const pathVariable = config.childEnv['PATH'] ?? '';
-  const setpriv = await findProgram('setpriv', pathVariable);
+  const setpriv = await findSetpriv(pathVariable);
   const markerPrefix = createHash('sha256').update(await realpath(config.stateDir)).digest('hex').slice(0, 16) + '.';
   const env = cliEnvironment(config.childEnv);
   let started = 0;
@@ -108,6 +108,14 @@ export function cliEnvironment(childEnv: Readonly<Record<string, string>>): Reco
 function commandLine(setpriv: string | undefined, binary: string, args: readonly string[]): Pick<Launch, 'command' | 'args'> {
   if (setpriv === undefined) return { command: binary, args };
   return { command: setpriv, args: ['--pdeathsig', 'KILL', '--', binary, ...args] };
+}
+
+/** util-linux's setpriv, or undefined where there is none or a sandbox does not let it work (it calls capset, measured). */
+async function findSetpriv(pathVariable: string): Promise<string | undefined> {
+  const setpriv = await findProgram('setpriv', pathVariable);
+  if (setpriv === undefined) return undefined;
+  const works = promisify(execFile)(setpriv, ['--pdeathsig', 'KILL', '--', setpriv, '--version'], { timeout: 10_000 });
+  return works.then(() => setpriv, () => undefined);
 }
 
 /** The executable file a name on PATH or a path stands for. A path counts from the server's working directory. */

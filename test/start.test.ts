@@ -32,6 +32,13 @@ test('.env is read from the working directory, and a misspelt name is warned abo
   assert.deepEqual([(await server.chat({ prompt: 'one' })).status, (await server.chat({ prompt: 'two' })).status], [200, 429]);
 });
 
+test('where a sandbox does not let setpriv work, the CLI is started without it', async (t) => {
+  const home = await makeHome(t);
+  await writeFile(join(home, 'setpriv'), '#!/bin/sh\necho "setpriv: activate capabilities: Operation not permitted" >&2\nexit 127\n', { mode: 0o755 });
+  const server = await startServer(t, { PATH: `${home}:${process.env['PATH']}` }, home);
+  assert.equal((await server.chat({ prompt: 'hello' })).status, 200);
+});
+
 test('a taken port ends the server with 1 and says what to do', async (t) => {
   const other = createServer().listen(0, '127.0.0.1');
   await once(other, 'listening');
