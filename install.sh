@@ -476,7 +476,7 @@ await_health() {
       read -r url login_found <<<"$answer"
       return 0
     fi
-    systemctl is-failed --quiet claude-api && return 1
+    if systemctl is-failed --quiet claude-api || [ "$(systemctl show -p NRestarts --value claude-api)" -ge 3 ]; then return 1; fi
     sleep 0.5
   done
   return 1
