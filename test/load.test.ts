@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile } from 'node:fs/promises';
 import { test, type TestContext } from 'node:test';
-import { seededRandom } from './random.ts';
+import { randomOf } from './random.ts';
 import { makeHome, noneLeft, RunningServer, startServer, until, within, type Reply } from './running-server.ts';
 
 const withoutWarm = { CLAUDE_WARM_SECONDS: '0' };
@@ -107,9 +107,7 @@ const rightAnswers: Readonly<Record<string, readonly number[]>> = {
 };
 
 test('2,000 turns over 50 sessions with faults and hang-ups each get one right answer, and nothing is left', async (t) => {
-  const seed = Number(process.env['TEST_SEED'] ?? Date.now() % 1_000_000);
-  t.diagnostic(`TEST_SEED=${seed}`);
-  const random = seededRandom(seed);
+  const random = randomOf(t);
   const server = await startServer(t, { CLAUDE_MAX_CONCURRENT_REQUESTS: '4', CLAUDE_QUEUE_LIMIT: '1000', CLAUDE_QUEUE_SECONDS: '600' });
   const sessions = Array.from({ length: 50 }, (_, i) => ({ userId: i + 1, sessionId: undefined as unknown }));
   const faults = Object.keys(rightAnswers).slice(1);

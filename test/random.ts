@@ -1,3 +1,5 @@
+import type { TestContext } from 'node:test';
+
 /** Numbers in [0, 1), the same on each run (mulberry32). */
 export function seededRandom(seed: number): () => number {
   return () => {
@@ -6,4 +8,16 @@ export function seededRandom(seed: number): () => number {
     mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
     return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
   };
+}
+
+/** Numbers for this run of a test: of TEST_SEED where it is set, else new ones. The report says which, to play it again. */
+export function randomOf(t: TestContext): () => number {
+  const seed = Number(process.env['TEST_SEED'] ?? Date.now() % 1_000_000);
+  t.diagnostic(`TEST_SEED=${seed}`);
+  return seededRandom(seed);
+}
+
+/** How much a test does: little in `npm test`, all of it in `npm run torture`. */
+export function amount(inTest: number, inTorture: number): number {
+  return process.env['TEST_AMOUNT'] === 'torture' ? inTorture : inTest;
 }
