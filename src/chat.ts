@@ -1,4 +1,5 @@
 import type { Log } from './log.ts';
+import { storageUnavailable } from './machine.ts';
 import type { Lease, Pool } from './pool.ts';
 import { Problem, toProblem, type ProblemCode } from './problem.ts';
 import { sessionNotFound } from './protocol.ts';
@@ -30,6 +31,8 @@ export interface ChatOptions {
   readonly pool: Pick<Pool<Worker>, 'acquire' | 'retireAll'>;
   readonly sessions: Sessions;
   readonly turnTimeoutMs: number;
+  /** Throws Problem `storage_unavailable` when a turn could not be kept. */
+  readonly checkStorage: () => void;
   /** Counts a turn of this user; throws Problem `rate_limited` when it is one too many. */
   readonly takeTurn: (userId: number) => void;
   /** Aborts, with a Problem as its reason, when running turns must end because the server does. */
@@ -47,11 +50,18 @@ export interface Chat {
 }
 
 /** Turns over the pool's processes: whose session it is, how long a turn may take, what it cost. */
-export function createChat({ pool, sessions, turnTimeoutMs, takeTurn, closing, log }: ChatOptions): Chat {
+export function createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTurn, closing, log }: ChatOptions): Chat {
   return {
     async run(request, signal, onEvent) {
       const startedAt = performance.now();
       takeTurn(request.userId);
+      try {
+        checkStorage();
+      } catch (error) {
+        // When the folders come back, they may be others than those the processes work in.
+        pool.retireAll();
+        throw error;
+      }
       const record = await ownRecord(request);
       const lease = await pool.acquire(request.userId, request.sessionId, signal);
       let end: TurnEnd | undefined;
@@ -93,7 +103,7 @@ export function createChat({ pool, sessions, turnTimeoutMs, takeTurn, closing, l
         lease.bind(event.sessionId);
         // Nobody hears of a session before its owner is on disk: a crash must not leave an id that is nobody's.
         told = sessions.add(event.sessionId, { userId: request.userId, totalCostUsd: 0 }).catch((cause: unknown) => {
-          throw new Problem('internal_error', 'The server could not record the new session; its log says why.', { cause });
+          throw storageUnavailable(cause);
         });
       }
       told = told.then(() => onEvent(event));

@@ -4,6 +4,7 @@ import { access, constants, mkdir, realpath, stat } from 'node:fs/promises';
 import { delimiter, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import type { Config } from './env.ts';
+import { storageUnavailable } from './machine.ts';
 import { claudeNotFound, Worker, type Launch } from './worker.ts';
 
 /** What the CLI gets unless the operator says otherwise; each closes a hole or saves time (measured). */
@@ -59,7 +60,10 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
       const binary = await findProgram(config.claudeBinary, pathVariable);
       if (binary === undefined) throw claudeNotFound();
       const cwd = join(usersDir, String(userId));
-      await mkdir(cwd, { recursive: true, mode: 0o700 });
+      // Not its parents: where these are gone, others must not come up in the place of a disk that is not mounted.
+      await mkdir(cwd, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== 'EEXIST') throw storageUnavailable(error);
+      });
       started += 1;
       return new Worker({
         ...commandLine(setpriv, binary, cliArguments(config, resume?.sessionId)),

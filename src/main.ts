@@ -1,8 +1,7 @@
 import { randomBytes } from 'node:crypto';
-import { access, constants, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
-import { availableParallelism, homedir, totalmem, userInfo } from 'node:os';
-import { join } from 'node:path';
+import { availableParallelism, homedir, userInfo } from 'node:os';
 import { createAuth } from './auth.ts';
 import { createChat } from './chat.ts';
 import { createClaude } from './claude.ts';
@@ -12,8 +11,9 @@ import { createHealthMonitor } from './health.ts';
 import { claim, endMarked } from './leftovers.ts';
 import { createLog, type Log } from './log.ts';
 import { findLogin, howToLogIn } from './login.ts';
+import { availableMemoryBytes, createStorageCheck } from './machine.ts';
 import { defaultCapacity, Pool } from './pool.ts';
-import { describeBug, Problem } from './problem.ts';
+import { describeBug, Problem, toProblem } from './problem.ts';
 import { createRateLimit } from './rate.ts';
 import { createHttpServer } from './server.ts';
 import { openSessions, type Sessions } from './sessions.ts';
@@ -53,8 +53,9 @@ async function main(): Promise<void> {
   });
   const closing = new AbortController();
   const { turnTimeoutMs } = config;
+  const checkStorage = createStorageCheck(config.stateDir, config.childEnv);
   const takeTurn = createRateLimit(config.rateLimitPerMinute);
-  const chat = createChat({ pool, sessions, turnTimeoutMs, takeTurn, closing: closing.signal, log });
+  const chat = createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTurn, closing: closing.signal, log });
   let isDraining = false;
   let exitCode = 0;
   const monitor = createHealthMonitor(chat, claude, () => isDraining, log);
@@ -112,20 +113,10 @@ async function main(): Promise<void> {
   });
 
   await sayLogin(config, log);
-  await sayHome(config, log);
+  sayStorage(checkStorage, log);
   await monitor.watchCli();
   await sweepSessions(sessions, log);
   setInterval(() => void sweepSessions(sessions, log), 24 * 60 * 60 * 1000).unref();
-}
-
-/** The CLI answers all the same where it cannot save its transcripts (measured), so nobody would notice until the restart. */
-async function sayHome({ childEnv }: Config, log: Log): Promise<void> {
-  const home = childEnv['HOME'] ?? '/';
-  const folder = childEnv['CLAUDE_CONFIG_DIR'] || join(home, '.claude');
-  const isWritable = (path: string): Promise<boolean> => access(path, constants.W_OK).then(() => true, () => false);
-  const isThere = await access(folder).then(() => true, () => false);
-  if (await isWritable(isThere ? folder : home)) return;
-  log('error', 'home_not_writable', { message: 'the CLI cannot save its dialogues: let the user the server runs as write its HOME, or set CLAUDE_CONFIG_DIR' });
 }
 
 async function sweepSessions(sessions: Sessions, log: Log): Promise<void> {
@@ -202,10 +193,12 @@ function stopped(): Problem {
   return new Problem('shutting_down', 'The server was stopped during this turn; the dialogue can go on when it is back.', { retryAfterSeconds: 10 });
 }
 
-/** What this process may use: the container's or service's limit where there is one. */
-function availableMemoryBytes(): number {
-  const limit = process.constrainedMemory();
-  return limit === undefined || limit === 0 ? totalmem() : Math.min(limit, totalmem());
+function sayStorage(checkStorage: () => void, log: Log): void {
+  try {
+    checkStorage();
+  } catch (error) {
+    log('error', 'storage_unavailable', { message: 'no turn can be kept', cause: describeBug(toProblem(error).extras.cause) });
+  }
 }
 
 async function sayLogin(config: Config, log: Log): Promise<void> {

@@ -23,6 +23,7 @@ const kinds = {
   shutting_down: [503, 'The server is stopping'],
   claude_not_found: [503, 'The Claude CLI cannot be run'],
   claude_not_authenticated: [503, 'The Claude CLI is not logged in'],
+  storage_unavailable: [503, 'The server cannot store dialogues'],
   claude_overloaded: [503, 'Anthropic is overloaded'],
   claude_timeout: [504, 'Claude took too long'],
 } as const satisfies Record<string, readonly [status: number, title: string]>;

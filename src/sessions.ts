@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { mkdir, open, readdir, rename, rm, stat, utimes } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { storageUnavailable } from './machine.ts';
 
 /** What must outlive the server about one dialogue. */
 export interface SessionRecord {
@@ -12,7 +13,7 @@ export interface SessionRecord {
 }
 
 export interface Sessions {
-  /** The record, or undefined for an unknown id. Throws on a record that cannot be read. */
+  /** The record, or undefined for an unknown id. Throws Problem `storage_unavailable` for one that cannot be read. */
   find(sessionId: string): Promise<SessionRecord | undefined>;
   /** Writes a new record, so that it survives a power cut. */
   add(sessionId: string, record: SessionRecord): Promise<void>;
@@ -44,7 +45,7 @@ export async function openSessions(stateDir: string): Promise<Sessions> {
         return parseRecord(readFileSync(fileOf(sessionId), 'utf8'));
       } catch (error) {
         if (isMissing(error)) return undefined;
-        throw error;
+        throw storageUnavailable(error);
       }
     },
 
@@ -78,12 +79,20 @@ export async function openSessions(stateDir: string): Promise<Sessions> {
 }
 
 function parseRecord(text: string): SessionRecord {
-  const value: unknown = JSON.parse(text);
+  const value = parseJson(text);
   if (typeof value === 'object' && value !== null && 'user_id' in value && 'total_cost_usd' in value) {
     const { user_id: userId, total_cost_usd: totalCostUsd } = value;
     if (typeof userId === 'number' && typeof totalCostUsd === 'number') return { userId, totalCostUsd };
   }
-  throw new Error('a session record is damaged');
+  throw new Error('the record of this session is damaged: restore it from a backup, or delete it');
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
 }
 
 async function writeAtomically(path: string, { userId, totalCostUsd }: SessionRecord, { isDurable }: { isDurable: boolean }): Promise<void> {

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { Deltas } from './deltas.ts';
 import { endMarked, markerName } from './leftovers.ts';
+import { noRoom } from './machine.ts';
 import { LineSplitter } from './ndjson.ts';
 import { Problem } from './problem.ts';
 import { carriesCostOver, costOfTurn, initializeLine, interruptLine, lastWords, parseLine, problemOf, userLine } from './protocol.ts';
@@ -318,10 +319,6 @@ function problemOfExit(exit: ExitStatus, wasNotStarted: boolean): Problem {
   if (exit.spawnError !== undefined) return noRoom();
   const how = exit.signal === null ? `ended with exit code ${exit.code}` : `was ended by ${exit.signal}`;
   return new Problem('claude_failed', `The Claude CLI ${how} before it answered; try again.`);
-}
-
-function noRoom(): Problem {
-  return new Problem('busy', 'The machine has no room to start the Claude CLI at the moment; try again.', { retryAfterSeconds: 5 });
 }
 
 /** The problem of a server that has no CLI to run. */

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { chmod, copyFile, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { fakeClaude, makeHome, noneLeft, processesOf, startServer, until, type Reply, type RunningServer } from './running-server.ts';
@@ -86,19 +86,24 @@ test('a damaged session record is an error of its own session only', async (t) =
   const first = await server.chat({ prompt: 'hello' });
   const record = join(server.home, 'state/sessions', `${idOf(first)}.json`);
   await writeFile(record, '{"user_id":');
-  assertProblem(await server.chat({ prompt: 'on', session_id: idOf(first) }), 500, 'internal_error');
+  assertProblem(await server.chat({ prompt: 'on', session_id: idOf(first) }), 503, 'storage_unavailable');
   assertAnswer(await server.chat({ prompt: 'new' }), 'you said: new');
 });
 
 test('a new dialogue that cannot be recorded is an error, and the turn is not left running', async (t) => {
-  const server = await startServer(t, withoutWarm);
-  await rm(join(server.home, 'state/sessions'), { recursive: true });
+  const server = await startServer(t, { ...withoutWarm, CLAUDE_CODE_FAKE_START: 'slow' });
+  const folder = join(server.home, 'state/sessions');
   for (const prompt of ['hello', 'play hang']) {
-    const reply = await server.chat({ prompt });
-    assertProblem(reply, 500, 'internal_error');
+    const asked = server.chat({ prompt });
+    // The folder goes away after the turn has begun.
+    await until('the CLI to start', async () => (await processesOf(server.home, server.pid)).length > 0 || undefined);
+    await rm(folder, { recursive: true });
+    const reply = await asked;
+    assertProblem(reply, 503, 'storage_unavailable');
     assert.equal(reply.body['session_id'], undefined, 'nobody could go on with it');
+    await mkdir(folder);
   }
-  assert.match(String((await server.logged('turn', (line) => line['status'] === 500))['cause']), /ENOENT/);
+  assert.match(String((await server.logged('turn', (line) => line['status'] === 503))['cause']), /CLAUDE_STATE_DIR: the folder is gone.*ENOENT/);
   await noneLeft(server.home, server.pid);
 });
 

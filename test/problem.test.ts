@@ -27,6 +27,7 @@ const statusOf: Readonly<Record<ProblemCode, number>> = {
   shutting_down: 503,
   claude_not_found: 503,
   claude_not_authenticated: 503,
+  storage_unavailable: 503,
   claude_overloaded: 503,
   claude_timeout: 504,
 };

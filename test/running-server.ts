@@ -26,9 +26,11 @@ export class RunningServer {
   readonly home: string;
   port = 0;
 
-  constructor(home: string, env: Readonly<Record<string, string | undefined>>) {
+  /** `wrapper` is a command that executes what follows it, such as setpriv with its options. */
+  constructor(home: string, env: Readonly<Record<string, string | undefined>>, wrapper: readonly string[] = []) {
     this.home = home;
-    this.#child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), mainFile], {
+    const [command = '', ...args] = [...wrapper, process.execPath, '--import', import.meta.resolve('tsx'), mainFile];
+    this.#child = spawn(command, args, {
       cwd: home,
       env: {
         PATH: process.env['PATH'],
@@ -116,9 +118,14 @@ export class RunningServer {
 }
 
 /** A started server, in a HOME of its own unless one is given. It is killed at the end of the test. */
-export async function startServer(t: TestContext, env: Readonly<Record<string, string | undefined>> = {}, home?: string): Promise<RunningServer> {
+export async function startServer(
+  t: TestContext,
+  env: Readonly<Record<string, string | undefined>> = {},
+  home?: string,
+  wrapper?: readonly string[],
+): Promise<RunningServer> {
   const folder = home ?? (await makeHome(t));
-  const server = new RunningServer(folder, env);
+  const server = new RunningServer(folder, env, wrapper);
   serversOf.set(folder, [...(serversOf.get(folder) ?? []), server]);
   server.port = Number((await server.logged('listening'))['port']);
   return server;

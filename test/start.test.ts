@@ -90,9 +90,9 @@ test('without a key a person at a terminal gets a curl line that works', async (
 test('a HOME in which the CLI cannot save its dialogues is said at the start', async (t) => {
   const home = await makeHome(t);
   const server = await startServer(t, { HOME: join(home, 'nowhere') }, home);
-  assert.equal((await server.logged('home_not_writable'))['level'], 'error');
+  assert.equal((await server.logged('storage_unavailable'))['cause'], 'Error: HOME: the folder is gone: put it back, or restart the server to begin with an empty one (ENOENT)');
   const fine = await startServer(t);
   await fine.logged('login');
   await fine.chat({ prompt: 'hello' });
-  assert.deepEqual(fine.lines.filter((line) => line.event === 'home_not_writable'), []);
+  assert.deepEqual(fine.lines.filter((line) => line.event === 'storage_unavailable'), []);
 });

@@ -1,0 +1,168 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { chmod, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { Agent, request } from 'node:http';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { apiKey, makeHome, startServer, until, type Reply, type RunningServer } from '../running-server.ts';
+
+const isRoot = process.getuid?.() === 0;
+const needsRoot = { skip: !isRoot && 'needs root' };
+// Root may write everywhere by its capabilities: without them it is a user like others.
+const asOrdinaryUser = isRoot ? ['setpriv', '--bounding-set=-all', '--inh-caps=-all'] : [];
+
+/** A turn is refused with this cause in the log, and costs nothing; once it is mended, old and new dialogues go on. */
+async function refusedAndBack(server: RunningServer, cause: RegExp, breakIt: () => unknown, mend: () => unknown): Promise<void> {
+  const first = await server.chat({ prompt: 'before' });
+  assert.equal(first.status, 200, JSON.stringify(first.body));
+  const sessionId = first.body['session_id'];
+  await breakIt();
+  for (const body of [{ prompt: 'meanwhile' }, { prompt: 'meanwhile', session_id: sessionId }]) assertUnavailable(await server.chat(body));
+  assert.match(String((await server.logged('turn', (line) => line['code'] === 'storage_unavailable' && cause.test(String(line['cause']))))['cause']), cause);
+  assert.equal((await server.request('/health')).status, 200);
+  await mend();
+  const again = await server.chat({ prompt: 'play history', session_id: sessionId });
+  assert.deepEqual([again.status, again.body['content']], [200, '["before","play history"]']);
+  assert.equal((await server.chat({ prompt: 'new' })).status, 200);
+}
+
+function assertUnavailable(reply: Reply): void {
+  assert.deepEqual([reply.status, reply.body['code'], reply.headers.get('retry-after')], [503, 'storage_unavailable', '10']);
+}
+
+for (const place of ['state', '.claude']) {
+  test(`a full disk below ${place} is said before a turn, and over when there is room again`, needsRoot, async (t) => {
+    const home = await makeHome(t);
+    await mkdir(join(home, place));
+    const wrapper = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', 'mount -t tmpfs -o size=40m tmpfs "$0" && exec "$@"', join(home, place)];
+    const server = await startServer(t, {}, home, wrapper);
+    const filler = `/proc/${server.pid}/root${join(home, place, 'filler')}`;
+    const cause = new RegExp(`${place === 'state' ? 'CLAUDE_STATE_DIR' : 'HOME'}: its disk is full: make room for 16 MB`);
+    await refusedAndBack(server, cause, () => writeFile(filler, Buffer.alloc(30 * 1024 * 1024)), () => rm(filler));
+  });
+}
+
+for (const [setting, folder] of [['CLAUDE_STATE_DIR', 'state/sessions'], ['CLAUDE_STATE_DIR', 'state/users'], ['HOME', '.claude'], ['TMPDIR', 'tmp']] as const) {
+  test(`${setting}, ${folder} not writable is said before a turn, and over when it is`, async (t) => {
+    const home = await makeHome(t);
+    await Promise.all(['.claude', 'tmp'].map((name) => mkdir(join(home, name))));
+    const server = await startServer(t, { TMPDIR: join(home, 'tmp') }, home, asOrdinaryUser);
+    const path = join(home, folder);
+    await refusedAndBack(server, new RegExp(`${setting}: let the user the server runs as write there \\(EACCES\\)`), () => chmod(path, 0o500), () => chmod(path, 0o700));
+  });
+}
+
+for (const folder of ['state', 'state/sessions', 'state/users']) {
+  test(`a vanished ${folder} makes no dialogue unknown, and none anew`, async (t) => {
+    const server = await startServer(t);
+    const path = join(server.home, folder);
+    await refusedAndBack(server, /CLAUDE_STATE_DIR: the folder is gone/, () => rename(path, `${path}.away`), async () => {
+      assert.equal(existsSync(path), false, 'the server made no other in its place');
+      await rename(`${path}.away`, path);
+    });
+  });
+}
+
+test('a damaged record is an error of its own dialogue, which goes on once it is restored', async (t) => {
+  const server = await startServer(t);
+  const { session_id: sessionId } = (await server.chat({ prompt: 'before' })).body;
+  const record = join(server.home, 'state/sessions', `${String(sessionId)}.json`);
+  const good = await readFile(record);
+  for (const bad of ['', '{', good.subarray(0, -4), '[]', 'null', '{"user_id":"1","total_cost_usd":0}', '{"user_id":1}', Buffer.from([0xff, 0xfe, 0, 0])]) {
+    await writeFile(record, bad);
+    assertUnavailable(await server.chat({ prompt: 'on', session_id: sessionId }));
+    assert.equal((await server.chat({ prompt: 'other', user_id: 2 })).status, 200);
+  }
+  await server.logged('turn', (line) => line['session'] === sessionId && /the record of this session is damaged: restore it/.test(String(line['cause'])));
+  await writeFile(record, good);
+  assert.equal((await server.chat({ prompt: 'play history', session_id: sessionId })).body['content'], '["before","play history"]');
+});
+
+/** A chat over a connection that is open already: a server without descriptors accepts no new one. */
+function chatOver(agent: Agent, server: RunningServer, body: object): Promise<Record<string, unknown>> {
+  return new Promise((resolve, reject) => {
+    const headers = { Authorization: `Bearer ${apiKey}`, 'Content-Type': 'application/json' };
+    const req = request({ agent, host: '127.0.0.1', port: server.port, path: '/api/v1/chat', method: 'POST', headers }, (res) => {
+      let text = '';
+      res.setEncoding('utf8').on('data', (part: string) => (text += part));
+      res.on('end', () => resolve(JSON.parse(text) as Record<string, unknown>));
+    });
+    req.on('error', reject);
+    req.end(JSON.stringify(body));
+  });
+}
+
+test('without descriptors the server is busy, and over it when there are some', needsRoot, async (t) => {
+  const server = await startServer(t, { CLAUDE_WARM_SECONDS: '0' });
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  t.after(() => agent.destroy());
+  assert.equal((await chatOver(agent, server, { prompt: 'before', user_id: 1 }))['content'], 'you said: before');
+  const limit = (count: number): void => void execFileSync('prlimit', ['--pid', String(server.pid), `--nofile=${count}:1000`]);
+  for (const spare of [0, 1, 3, 5]) {
+    limit(readdirSync(`/proc/${server.pid}/fd`).length + spare);
+    assert.equal((await chatOver(agent, server, { prompt: 'meanwhile', user_id: 1 }))['code'], 'busy', `${spare} descriptors free`);
+  }
+  limit(1000);
+  assert.equal((await chatOver(agent, server, { prompt: 'after', user_id: 1 }))['content'], 'you said: after');
+  assert.deepEqual(server.lines.filter((line) => line.event === 'bug'), []);
+});
+
+/** A control group for the server's processes, of either kind of hierarchy, or undefined where none can be made. */
+function makePidsGroup(t: TestContext): string | undefined {
+  for (const base of ['/sys/fs/cgroup/pids', '/sys/fs/cgroup']) {
+    const folder = join(base, `claude-api-test-${process.pid}`);
+    try {
+      mkdirSync(folder);
+    } catch {
+      continue;
+    }
+    t.after(() => rmdirSync(folder));
+    if (existsSync(join(folder, 'pids.max'))) return folder;
+  }
+  return undefined;
+}
+
+test('where no process may be started the server is busy, and over it when one may', needsRoot, async (t) => {
+  // The hook that ends the servers must run before the one that removes their group.
+  const home = await makeHome(t);
+  const group = makePidsGroup(t);
+  if (group === undefined) return t.skip('needs a control group for pids');
+  const server = await startServer(t, { CLAUDE_WARM_SECONDS: '0' }, home);
+  assert.equal((await server.chat({ prompt: 'before' })).status, 200);
+  writeFileSync(join(group, 'cgroup.procs'), String(server.pid));
+  writeFileSync(join(group, 'pids.max'), readFileSync(join(group, 'pids.current'), 'utf8'));
+  const meanwhile = await server.chat({ prompt: 'meanwhile' });
+  assert.deepEqual([meanwhile.status, meanwhile.body['code'], Number(meanwhile.headers.get('retry-after')) > 0], [503, 'busy', true]);
+  writeFileSync(join(group, 'pids.max'), 'max');
+  assert.equal((await server.chat({ prompt: 'after' })).status, 200);
+  await server.end();
+});
+
+test('a clock that jumps, back or ahead, disturbs no turn, limit or session', async (t) => {
+  const jump = "let hours = 0; process.on('SIGUSR2', () => (hours = hours === 0 ? -48 : 48)); const now = Date.now; Date.now = () => now() + hours * 3600e3;";
+  const server = await startServer(t, { NODE_OPTIONS: `--import=data:text/javascript,${encodeURIComponent(jump)}`, RATE_LIMIT_PER_MINUTE: '4' });
+  const first = await server.chat({ prompt: 'before' });
+  for (const _ of ['back', 'ahead']) {
+    process.kill(server.pid, 'SIGUSR2');
+    assert.equal((await server.chat({ prompt: 'after', session_id: first.body['session_id'] })).status, 200);
+  }
+  assert.equal((await server.chat({ prompt: 'fourth' })).status, 200);
+  const fifth = await server.chat({ prompt: 'fifth' });
+  assert.equal(fifth.status, 429);
+  const seconds = Number(fifth.headers.get('retry-after'));
+  assert.ok(seconds >= 1 && seconds <= 60, `${seconds}`);
+});
+
+test('a CLI ended for want of memory is an error of its turn only, and its dialogue goes on', async (t) => {
+  const server = await startServer(t);
+  const { session_id: sessionId } = (await server.chat({ prompt: 'before' })).body;
+  const { body: pid } = await server.chat({ prompt: 'play pid', session_id: sessionId });
+  const asked = server.chat({ prompt: 'play slow 20000', session_id: sessionId });
+  await until('the turn to run', async () => (((await (await server.request('/health')).json()) as Record<string, unknown>)['running'] === 1 ? true : undefined));
+  process.kill(Number(pid['content']), 'SIGKILL');
+  const reply = await asked;
+  assert.deepEqual([reply.status, reply.body['code'], reply.body['session_id']], [502, 'claude_failed', sessionId]);
+  assert.match(String(reply.body['detail']), /was ended by SIGKILL/);
+  assert.equal((await server.chat({ prompt: 'on', session_id: sessionId })).status, 200);
+});
