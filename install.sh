@@ -309,7 +309,7 @@ find_node() {
   step "installing Node.js $node_major into $app/node" || { node=node; return; }
   rm -rf "$app/node.new"
   mkdir -p "$app/node.new"
-  npm_install "$app/node.new" "node-linux-$node_arch@$node_major"
+  npm_install "$app/node.new" "node-linux-$node_arch@$node_major" npm@11
   rm -rf "$app/node"
   mv "$app/node.new" "$app/node"
   done_so_far+=("Node.js in $app/node")
@@ -330,10 +330,16 @@ usable_node() {
   return 1
 }
 
-# npm_install FOLDER PACKAGE: without the install scripts, which npm 12 skips anyway and succeeds all the same
-npm_install() {
-  quietly "npm install $2" npm install --prefix "$1" --cache "$scratch/npm" --ignore-scripts --no-audit --no-fund --loglevel=error "$2"
+# npm with the Node that was found, where that came from npm: the distribution's may be so old that it leaves out packages
+# which want a newer Node. Install scripts are not run: npm 12 skips them anyway, and succeeds all the same.
+run_npm() {
+  local own="$app/node/node_modules/npm/bin/npm-cli.js"
+  case "${node:-}" in "$app"/*) set -- "$node" "$own" "$@" ;; *) set -- npm "$@" ;; esac
+  "$@" --cache "$scratch/npm" --ignore-scripts --no-audit --no-fund --loglevel=error
 }
+
+# npm_install FOLDER PACKAGE...
+npm_install() { quietly "npm install ${*:2}" run_npm install --prefix "$@"; }
 
 # Sets claude, the CLI that the release links to.
 install_claude() {
@@ -342,7 +348,7 @@ install_claude() {
   if [ -n "$asked_claude" ]; then
     wanted="$asked_claude"
     if [[ ! "$wanted" =~ ^[0-9] ]]; then
-      wanted="$(npm view --cache "$scratch/npm" "@anthropic-ai/claude-code@$wanted" version 2>/dev/null)" || die 'npm cannot be asked for the version of the Claude CLI'
+      wanted="$(run_npm view "@anthropic-ai/claude-code@$wanted" version 2>/dev/null)" || die 'npm cannot be asked for the version of the Claude CLI'
     fi
   elif [ -n "$installed" ] && [ "$(printf '%s\n' "$installed" "$wanted" | sort -V | tail -n 1)" = "$installed" ]; then
     wanted="$installed"
@@ -377,7 +383,7 @@ build_release() {
   mkdir -p "$new/bin"
   (cd "$source_dir" && cp -R --no-preserve=mode,ownership "${sources[@]}" "$new/")
   chmod 755 "$new/install.sh"
-  (cd "$new" && quietly 'npm ci' npm ci --cache "$scratch/npm" --ignore-scripts --no-audit --no-fund --loglevel=error)
+  (cd "$new" && quietly 'npm ci' run_npm ci)
   (cd "$new" && quietly 'the build' "$node" node_modules/typescript/bin/tsc -p tsconfig.build.json)
   rm -rf "$new/node_modules"
   ln -s "$node" "$new/bin/node"

@@ -33,9 +33,11 @@ export const noScratchMachine: string | false = (() => {
  */
 export class ScratchMachine {
   readonly #pid: number;
+  readonly #folder: string;
 
-  private constructor(pid: number) {
+  private constructor(pid: number, folder: string) {
     this.#pid = pid;
+    this.#folder = folder;
   }
 
   static async boot(t: TestContext): Promise<ScratchMachine> {
@@ -55,7 +57,7 @@ export class ScratchMachine {
       const children = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
       return children === '' ? undefined : Number(children);
     });
-    const machine = new ScratchMachine(init);
+    const machine = new ScratchMachine(init, folder);
     await until('the scratch machine to be up', async () => {
       assert.equal(child.exitCode, null, stderr);
       return (await machine.run('test -e /run/stub/booted')).status === 0 ? true : undefined;
@@ -66,13 +68,7 @@ export class ScratchMachine {
 
   /** Runs a bash script as root on the machine. */
   run(script: string, env: Readonly<Record<string, string>> = {}): Promise<Outcome> {
-    const args = ['--target', String(this.#pid), '--mount', '--pid', '--net', '--root', '--wd', 'bash', '--norc', '-c', script];
-    const options = { env: { PATH: '/stub:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', HOME: '/root', ...env }, timeout: 120_000, maxBuffer: 64 * 1024 * 1024 };
-    return new Promise((resolve) => {
-      execFile('nsenter', args, options, (error, stdout, stderr) => {
-        resolve({ status: error === null ? 0 : typeof error.code === 'number' ? error.code : 255, stdout, stderr });
-      });
-    });
+    return this.#enter(['--mount', '--pid', '--net', '--root', '--wd', 'bash', '--norc', '-c', script], env);
   }
 
   /** Runs a script that has to succeed, and gives what it printed. */
@@ -82,8 +78,20 @@ export class ScratchMachine {
     return stdout.trim();
   }
 
-  /** Everything on the machine that could have been changed, a line each: files with their modes, owners, times and links. */
-  state(): Promise<string> {
-    return this.must("find /home /etc /var/lib /usr/local /root -xdev ! -path '*/copy/*' -printf '%p %M %u:%g %T@ %l\\n' | sort");
+  /** All that is otherwise than on the machine below, a line each: files with their modes, owners, times and links. */
+  async state(): Promise<string> {
+    const format = '%P %M %u:%g %T@ %l\\n';
+    const { status, stdout, stderr } = await this.#enter(['--mount', 'find', join(this.#folder, 'upper'), '-printf', format]);
+    assert.equal(status, 0, stderr);
+    return stdout.split('\n').sort().join('\n');
+  }
+
+  #enter(args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Outcome> {
+    const options = { env: { PATH: '/stub:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', HOME: '/root', ...env }, timeout: 120_000, maxBuffer: 64 * 1024 * 1024 };
+    return new Promise((resolve) => {
+      execFile('nsenter', ['--target', String(this.#pid), ...args], options, (error, stdout, stderr) => {
+        resolve({ status: error === null ? 0 : typeof error.code === 'number' ? error.code : 255, stdout, stderr });
+      });
+    });
   }
 }
