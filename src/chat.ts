@@ -1,8 +1,8 @@
+import { sessionNotFound } from './failure.ts';
 import type { Log } from './log.ts';
 import { storageUnavailable } from './machine.ts';
 import type { Lease, Pool } from './pool.ts';
 import { Problem, toProblem, type ProblemCode } from './problem.ts';
-import { sessionNotFound } from './protocol.ts';
 import type { SessionRecord, Sessions } from './sessions.ts';
 import type { TurnEnd, TurnEvent, Worker } from './worker.ts';
 

@@ -4,8 +4,9 @@ import { access, constants, mkdir, realpath, stat } from 'node:fs/promises';
 import { delimiter, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import type { Config } from './env.ts';
+import { claudeNotFound } from './failure.ts';
 import { storageUnavailable } from './machine.ts';
-import { claudeNotFound, Worker, type Launch } from './worker.ts';
+import { Worker, type Launch } from './worker.ts';
 
 /** What the CLI gets unless the operator says otherwise; each closes a hole or saves time (measured). */
 const defaultEnv: Readonly<Record<string, string>> = {

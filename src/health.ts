@@ -1,10 +1,10 @@
 import type { Chat } from './chat.ts';
 import type { Claude } from './claude.ts';
+import { claudeNotFound } from './failure.ts';
 import { compareVersions } from './protocol.ts';
 import type { Log } from './log.ts';
 import { toProblem } from './problem.ts';
 import type { Health } from './server.ts';
-import { claudeNotFound } from './worker.ts';
 
 /** The oldest CLI that the walls between users were proven on. */
 const oldestProvenVersion = '2.1.197';

@@ -71,3 +71,8 @@ export function availableMemoryBytes(): number {
   const limit = process.constrainedMemory();
   return limit === undefined || limit === 0 ? totalmem() : Math.min(limit, totalmem());
 }
+
+/** How many CLI processes this much memory carries: one per 400 MB after the first 256 MB, at least one. */
+export function defaultCapacity(memoryBytes: number): number {
+  return Math.max(1, Math.floor((memoryBytes / 1024 / 1024 - 256) / 400));
+}

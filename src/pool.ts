@@ -317,11 +317,6 @@ function originOf<W extends Poolable>({ worker, sessionId }: Place<W>): Lease<W>
   return sessionId === undefined ? 'spare' : 'warm';
 }
 
-/** How many CLI processes this much memory carries: one per 400 MB after the first 256 MB, at least one. */
-export function defaultCapacity(memoryBytes: number): number {
-  return Math.max(1, Math.floor((memoryBytes / 1024 / 1024 - 256) / 400));
-}
-
 function shuttingDown(): Problem {
   return new Problem('shutting_down', 'The server is stopping; try again in a while.', { retryAfterSeconds: 10 });
 }

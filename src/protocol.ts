@@ -1,6 +1,3 @@
-import { Problem } from './problem.ts';
-import { howToLogIn } from './login.ts';
-
 /** What one line of the CLI's stream-json output tells us; lines that tell us nothing give no event. */
 export type CliEvent =
   | { readonly type: 'init'; readonly sessionId: string; readonly version: string }
@@ -28,13 +25,6 @@ export interface CliResult {
   readonly totalCostUsd: number;
   /** This turn alone; only CLIs from about 2.1.305 on say it. */
   readonly turnCostUsd: number | undefined;
-}
-
-/** What was heard about Anthropic's answers before the result; the result alone does not always name the cause. */
-export interface ApiTrouble {
-  errorClass?: string;
-  lastRetry?: { status: number | undefined; delayMs: number };
-  resetsAtSeconds?: number;
 }
 
 type Json = Readonly<Record<string, unknown>>;
@@ -168,72 +158,6 @@ export function compareVersions(a: string, b: string): number {
   const [left, right] = [partsOf(a), partsOf(b)];
   const difference = [0, 1, 2].map((i) => (left[i] ?? 0) - (right[i] ?? 0)).find((d) => d !== 0);
   return difference ?? 0;
-}
-
-/**
- * What a result line means to the caller: undefined when it is an answer, else the problem. The result's own flags
- * decide, never the exit code: API errors come with `subtype:"success"`, and answers with exit code 1 (measured).
- */
-export function problemOf(result: CliResult, trouble: ApiTrouble, nowSeconds: number): Problem | undefined {
-  if (!result.isError) {
-    return result.text === undefined ? new Problem('claude_failed', 'The Claude CLI ended the turn without an answer; try again.') : undefined;
-  }
-  if (result.subtype === 'success') return apiProblem(result, trouble, nowSeconds);
-  const [firstError = ''] = result.errors;
-  if (result.subtype === 'error_max_turns') {
-    return new Problem('max_turns_reached', 'Claude used all the rounds allowed for one turn; send another prompt with this session_id to go on.');
-  }
-  if (/^No conversation found|^--resume requires/.test(firstError)) return sessionNotFound();
-  if (result.subtype === 'error_during_execution') {
-    return new Problem('claude_failed', 'The Claude CLI broke off the turn; try again with this session_id.');
-  }
-  return new Problem('claude_api_error', sentence(firstError) || 'The Claude CLI refused the turn.');
-}
-
-/** The one answer for a session that is unknown, another user's, or forgotten by the CLI: indistinguishable on purpose. */
-export function sessionNotFound(): Problem {
-  return new Problem('session_not_found', 'There is no such session for this user; leave session_id out to start a new dialogue.');
-}
-
-function apiProblem(result: CliResult, trouble: ApiTrouble, nowSeconds: number): Problem {
-  const text = result.text ?? '';
-  const status = result.apiStatus ?? trouble.lastRetry?.status;
-  const isTooLong = ['prompt_too_long', 'blocking_limit'].includes(result.terminalReason ?? '') || /^Prompt is too long/.test(text);
-  if (isTooLong || status === 413) {
-    return new Problem('prompt_too_long', 'The dialogue with this prompt is longer than the model takes; shorten the prompt or start a new dialogue.');
-  }
-  if (trouble.errorClass === 'authentication_failed') return new Problem('claude_not_authenticated', howToLogIn);
-  if (status === 529 || (status === undefined && /\b529\b|overloaded/i.test(text))) {
-    return new Problem('claude_overloaded', 'Anthropic is overloaded at the moment; try again in a while.', { retryAfterSeconds: 30 });
-  }
-  if (status === 429 || trouble.errorClass === 'rate_limit') {
-    return new Problem('claude_rate_limited', sentence(text) || 'Anthropic limits this account at the moment.', {
-      retryAfterSeconds: retryAfterSeconds(trouble, nowSeconds),
-    });
-  }
-  return new Problem('claude_api_error', sentence(text) || 'Anthropic did not answer.');
-}
-
-function retryAfterSeconds(trouble: ApiTrouble, nowSeconds: number): number | undefined {
-  if (trouble.resetsAtSeconds !== undefined) return Math.max(1, Math.ceil(trouble.resetsAtSeconds - nowSeconds));
-  // The CLI waits as long as Anthropic's own retry-after says (measured).
-  return trouble.lastRetry && Math.max(1, Math.ceil(trouble.lastRetry.delayMs / 1000));
-}
-
-/** The CLI's own words cut to what fits an answer: one line, no paths, at most 300 characters. */
-export function sentence(text: string): string {
-  const [firstLine = ''] = text.trim().split(/\r?\n/);
-  // A path begins with ~/, ./, ../ or /name/ where neither a word nor the // of an address goes before; /login is none.
-  return firstLine.replace(/file:\/\/\S+|(?<![\w/.~-])(?:(?:~|\.{1,2})\/|\/[^\s/]+\/)[^\s'")`<>\]]*/g, '<path>').slice(0, 300);
-}
-
-/**
- * The last thing the CLI said on stderr, fit for a log line: the last line that is no stack frame, without what may be
- * a quoted prompt, a path or a secret. Undefined when it said nothing.
- */
-export function lastWords(stderrTail: string): string | undefined {
-  const line = stderrTail.split('\n').findLast((text) => text.trim() !== '' && !/^\s*at /.test(text));
-  return line && sentence(line.replace(/[{[].*$/, '').replace(/[\w-]{24,}/g, '<secret>'));
 }
 
 function asJson(value: unknown): Json {

@@ -2,12 +2,13 @@ import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { Deltas } from './deltas.ts';
+import { claudeRateLimited, lastWords, problemOf, problemOfEnd, type ApiTrouble, type ExitStatus } from './failure.ts';
 import { endMarked, markerName } from './leftovers.ts';
 import { noRoom } from './machine.ts';
 import { LineSplitter } from './ndjson.ts';
-import { Problem } from './problem.ts';
-import { carriesCostOver, costOfTurn, initializeLine, interruptLine, lastWords, parseLine, problemOf, userLine } from './protocol.ts';
-import type { ApiTrouble, CliEvent, CliResult } from './protocol.ts';
+import type { Problem } from './problem.ts';
+import { carriesCostOver, costOfTurn, initializeLine, interruptLine, parseLine, userLine } from './protocol.ts';
+import type { CliEvent, CliResult } from './protocol.ts';
 
 /** Everything needed to start one CLI process. */
 export interface Launch {
@@ -48,8 +49,6 @@ interface Turn {
   /** Why it was ended before its result, which then only brings what it cost. */
   givenUp?: Problem;
 }
-
-type ExitStatus = { readonly code: number | null; readonly signal: NodeJS.Signals | null; readonly spawnError?: string };
 
 // Four times the largest answer seen; a 32 MiB line must pass, an endless one must not fill the memory of a small VPS.
 const maxLineBytes = 64 * 1024 * 1024;
@@ -286,15 +285,9 @@ export class Worker {
   /** Ends the turn that will get no result line; without a turn, only marks the process as unfit. */
   #failTurn(): void {
     this.#isReusable = false;
-    const ofProcess = this.#exit === undefined ? badOutput() : problemOfExit(this.#exit, this.#wasNotStarted(this.#exit));
-    const problem = this.#turn?.givenUp ?? ofProcess;
+    const problem = this.#turn?.givenUp ?? problemOfEnd(this.#exit, this.#version !== '');
     const outcome = { problem: problem.with({ cause: lastWords(this.#stderrTail) }) };
     this.#settle({ costUsd: 0, totalCostUsd: undefined, outcome });
-  }
-
-  /** Whether the program could not be run at all: missing, not executable, no interpreter. */
-  #wasNotStarted(exit: ExitStatus): boolean {
-    return this.#version === '' && isLaunchFailure(exit);
   }
 
   #settle(end: Omit<TurnEnd, 'sessionId' | 'wasHeard'>): void {
@@ -302,37 +295,6 @@ export class Worker {
     this.#turn = undefined;
     turn?.settle({ sessionId: this.#sessionId, wasHeard: turn.wasHeard, ...end });
   }
-}
-
-function claudeRateLimited(delayMs: number): Problem {
-  return new Problem('claude_rate_limited', 'Anthropic limits this account at the moment; try again when Retry-After says.', {
-    retryAfterSeconds: Math.ceil(delayMs / 1000),
-  });
-}
-
-function badOutput(): Problem {
-  return new Problem('claude_failed', 'The Claude CLI printed something that is not its protocol; try again.');
-}
-
-function problemOfExit(exit: ExitStatus, wasNotStarted: boolean): Problem {
-  if (wasNotStarted) return claudeNotFound();
-  if (exit.spawnError !== undefined) return noRoom();
-  const how = exit.signal === null ? `ended with exit code ${exit.code}` : `was ended by ${exit.signal}`;
-  return new Problem('claude_failed', `The Claude CLI ${how} before it answered; try again.`);
-}
-
-/** The problem of a server that has no CLI to run. */
-export function claudeNotFound(): Problem {
-  return new Problem(
-    'claude_not_found',
-    'The Claude CLI cannot be run: install it with "npm install -g @anthropic-ai/claude-code", or set CLAUDE_BINARY_PATH to where it is.',
-  );
-}
-
-function isLaunchFailure(exit: ExitStatus): boolean {
-  if (exit.spawnError !== undefined) return ['ENOENT', 'EACCES', 'ENOEXEC', 'ENOTDIR', 'EPERM', 'ELOOP'].includes(exit.spawnError);
-  // setpriv and env answer a program they cannot run with these, as a shell does.
-  return exit.code === 126 || exit.code === 127;
 }
 
 function codeOf(error: Error): string {

@@ -1,0 +1,114 @@
+import { howToLogIn } from './login.ts';
+import { noRoom } from './machine.ts';
+import { Problem } from './problem.ts';
+import type { CliResult } from './protocol.ts';
+
+/** How a process ended: with a code, by a signal, or never begun. */
+export type ExitStatus = { readonly code: number | null; readonly signal: NodeJS.Signals | null; readonly spawnError?: string };
+
+/** What was heard about Anthropic's answers before the result; the result alone does not always name the cause. */
+export interface ApiTrouble {
+  errorClass?: string;
+  lastRetry?: { status: number | undefined; delayMs: number };
+  resetsAtSeconds?: number;
+}
+
+/**
+ * What a result line means to the caller: undefined when it is an answer, else the problem. The result's own flags
+ * decide, never the exit code: API errors come with `subtype:"success"`, and answers with exit code 1 (measured).
+ */
+export function problemOf(result: CliResult, trouble: ApiTrouble, nowSeconds: number): Problem | undefined {
+  if (!result.isError) {
+    return result.text === undefined ? new Problem('claude_failed', 'The Claude CLI ended the turn without an answer; try again.') : undefined;
+  }
+  if (result.subtype === 'success') return apiProblem(result, trouble, nowSeconds);
+  const [firstError = ''] = result.errors;
+  if (result.subtype === 'error_max_turns') {
+    return new Problem('max_turns_reached', 'Claude used all the rounds allowed for one turn; send another prompt with this session_id to go on.');
+  }
+  if (/^No conversation found|^--resume requires/.test(firstError)) return sessionNotFound();
+  if (result.subtype === 'error_during_execution') {
+    return new Problem('claude_failed', 'The Claude CLI broke off the turn; try again with this session_id.');
+  }
+  return new Problem('claude_api_error', sentence(firstError) || 'The Claude CLI refused the turn.');
+}
+
+/** The one answer for a session that is unknown, another user's, or forgotten by the CLI: indistinguishable on purpose. */
+export function sessionNotFound(): Problem {
+  return new Problem('session_not_found', 'There is no such session for this user; leave session_id out to start a new dialogue.');
+}
+
+function apiProblem(result: CliResult, trouble: ApiTrouble, nowSeconds: number): Problem {
+  const text = result.text ?? '';
+  const status = result.apiStatus ?? trouble.lastRetry?.status;
+  const isTooLong = ['prompt_too_long', 'blocking_limit'].includes(result.terminalReason ?? '') || /^Prompt is too long/.test(text);
+  if (isTooLong || status === 413) {
+    return new Problem('prompt_too_long', 'The dialogue with this prompt is longer than the model takes; shorten the prompt or start a new dialogue.');
+  }
+  if (trouble.errorClass === 'authentication_failed') return new Problem('claude_not_authenticated', howToLogIn);
+  if (status === 529 || (status === undefined && /\b529\b|overloaded/i.test(text))) {
+    return new Problem('claude_overloaded', 'Anthropic is overloaded at the moment; try again in a while.', { retryAfterSeconds: 30 });
+  }
+  if (status === 429 || trouble.errorClass === 'rate_limit') {
+    return new Problem('claude_rate_limited', sentence(text) || 'Anthropic limits this account at the moment.', {
+      retryAfterSeconds: retryAfterSeconds(trouble, nowSeconds),
+    });
+  }
+  return new Problem('claude_api_error', sentence(text) || 'Anthropic did not answer.');
+}
+
+function retryAfterSeconds(trouble: ApiTrouble, nowSeconds: number): number | undefined {
+  if (trouble.resetsAtSeconds !== undefined) return Math.max(1, Math.ceil(trouble.resetsAtSeconds - nowSeconds));
+  // The CLI waits as long as Anthropic's own retry-after says (measured).
+  return trouble.lastRetry && Math.max(1, Math.ceil(trouble.lastRetry.delayMs / 1000));
+}
+
+/** The CLI's own words cut to what fits an answer: one line, no paths, at most 300 characters. */
+export function sentence(text: string): string {
+  const [firstLine = ''] = text.trim().split(/\r?\n/);
+  // A path begins with ~/, ./, ../ or /name/ where neither a word nor the // of an address goes before; /login is none.
+  return firstLine.replace(/file:\/\/\S+|(?<![\w/.~-])(?:(?:~|\.{1,2})\/|\/[^\s/]+\/)[^\s'")`<>\]]*/g, '<path>').slice(0, 300);
+}
+
+/**
+ * The last thing the CLI said on stderr, fit for a log line: the last line that is no stack frame, without what may be
+ * a quoted prompt, a path or a secret. Undefined when it said nothing.
+ */
+export function lastWords(stderrTail: string): string | undefined {
+  const line = stderrTail.split('\n').findLast((text) => text.trim() !== '' && !/^\s*at /.test(text));
+  return line && sentence(line.replace(/[{[].*$/, '').replace(/[\w-]{24,}/g, '<secret>'));
+}
+
+/** The problem of a turn given up on because Anthropic asks for a long wait. */
+export function claudeRateLimited(delayMs: number): Problem {
+  return new Problem('claude_rate_limited', 'Anthropic limits this account at the moment; try again when Retry-After says.', {
+    retryAfterSeconds: Math.ceil(delayMs / 1000),
+  });
+}
+
+/**
+ * What it means that a turn gets no result line: the process ended, or, without `exit`, printed what cannot be trusted.
+ * `hasBegun`: whether the CLI ever began a turn, so that its program is known to run.
+ */
+export function problemOfEnd(exit: ExitStatus | undefined, hasBegun: boolean): Problem {
+  if (exit === undefined) return new Problem('claude_failed', 'The Claude CLI printed something that is not its protocol; try again.');
+  if (!hasBegun && isLaunchFailure(exit)) return claudeNotFound();
+  if (exit.spawnError !== undefined) return noRoom();
+  const how = exit.signal === null ? `ended with exit code ${exit.code}` : `was ended by ${exit.signal}`;
+  return new Problem('claude_failed', `The Claude CLI ${how} before it answered; try again.`);
+}
+
+/** Whether the program could not be run at all: missing, not executable, no interpreter. */
+function isLaunchFailure(exit: ExitStatus): boolean {
+  if (exit.spawnError !== undefined) return ['ENOENT', 'EACCES', 'ENOEXEC', 'ENOTDIR', 'EPERM', 'ELOOP'].includes(exit.spawnError);
+  // setpriv and env answer a program they cannot run with these, as a shell does.
+  return exit.code === 126 || exit.code === 127;
+}
+
+/** The problem of a server that has no CLI to run. */
+export function claudeNotFound(): Problem {
+  return new Problem(
+    'claude_not_found',
+    'The Claude CLI cannot be run: install it with "npm install -g @anthropic-ai/claude-code", or set CLAUDE_BINARY_PATH to where it is.',
+  );
+}

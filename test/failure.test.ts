@@ -1,0 +1,149 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { problemOf, sentence, sessionNotFound, type ApiTrouble } from '../src/failure.ts';
+import { howToLogIn } from '../src/login.ts';
+import type { ProblemCode } from '../src/problem.ts';
+import type { CliResult } from '../src/protocol.ts';
+
+// ---- what a result means
+
+const nowSeconds = 1_700_000_000;
+const answered: CliResult = {
+  sessionId: 's-1', subtype: 'success', isError: false, text: 'hello', errors: [], apiStatus: undefined,
+  terminalReason: 'completed', totalCostUsd: 0, turnCostUsd: undefined,
+};
+const refused = (text: string, apiStatus?: number, terminalReason?: string): CliResult => ({ ...answered, isError: true, text, apiStatus, terminalReason });
+const broken = (subtype: string, ...errors: string[]): CliResult => ({ ...answered, subtype, isError: true, text: undefined, errors, terminalReason: undefined });
+
+test('problemOf: an answer is no problem, an empty one neither', () => {
+  assert.equal(problemOf(answered, {}, nowSeconds), undefined);
+  assert.equal(problemOf({ ...answered, text: '' }, {}, nowSeconds), undefined);
+});
+
+test('problemOf: trouble on the way to an answer is no problem', () => {
+  const trouble: ApiTrouble = { errorClass: 'server_error', lastRetry: { status: 529, delayMs: 1000 }, resetsAtSeconds: nowSeconds + 5 };
+  assert.equal(problemOf(answered, trouble, nowSeconds), undefined);
+});
+
+type Row = readonly [cause: string, result: CliResult, trouble: ApiTrouble, code: ProblemCode, detail: RegExp];
+const noAuth: ApiTrouble = { errorClass: 'authentication_failed' };
+const serverError: ApiTrouble = { errorClass: 'server_error' };
+
+const rows: readonly Row[] = [
+  ['a success without an answer', { ...answered, text: undefined }, {}, 'claude_failed', /try again/],
+  ['the limit of rounds', broken('error_max_turns', 'Reached maximum number of turns (2)'), {}, 'max_turns_reached', /session_id/],
+  ['the limit of money', broken('error_max_budget_usd', 'Reached maximum budget ($1)'), {}, 'claude_api_error', /^Reached maximum budget \(\$1\)$/],
+  ['an interrupted turn', { ...broken('error_during_execution', '[ede_diagnostic] x'), terminalReason: 'aborted_tools' }, {}, 'claude_failed', /session_id/],
+  ['a session the CLI does not know', broken('error_during_execution', 'No conversation found with session ID: x'), {}, 'session_not_found', /no such session/],
+  ['an id the CLI does not take', broken('error_during_execution', '--resume requires a valid session ID or session title'), {}, 'session_not_found', /no such session/],
+  ['a failure of a kind not known here', broken('error_new_kind', 'Something new'), {}, 'claude_api_error', /^Something new$/],
+  ['a failure without words', broken('error_new_kind'), {}, 'claude_api_error', /./],
+  ['no credentials', refused('Not logged in · Please run /login'), noAuth, 'claude_not_authenticated', /^Claude CLI is not authenticated/],
+  ['401 with an API key', refused('Invalid API key · Fix external API key', 401), noAuth, 'claude_not_authenticated', /^Claude CLI is not authenticated/],
+  ['401 after retries', refused('Failed to authenticate. API Error: 401 {}', 401), { ...noAuth, lastRetry: { status: 401, delayMs: 4000 } }, 'claude_not_authenticated', /CLAUDE_CODE_OAUTH_TOKEN/],
+  ['401 with an OAuth token', refused('Failed to authenticate. API Error: 401 {}', 401), noAuth, 'claude_not_authenticated', /ANTHROPIC_API_KEY/],
+  ['403', refused('Your account does not have access to Claude. Please login again', 403), noAuth, 'claude_not_authenticated', /run "claude"/],
+  ['400', refused('API Error: 400 messages: bad', 400), { errorClass: 'unknown' }, 'claude_api_error', /^API Error: 400 messages: bad$/],
+  ['400, credit used up', refused('Credit balance is too low', 400), { errorClass: 'billing_error' }, 'claude_api_error', /^Credit balance is too low$/],
+  ['400, prompt too long', refused('The context is full', 400, 'prompt_too_long'), { errorClass: 'invalid_request' }, 'prompt_too_long', /shorten the prompt/],
+  ['a prompt too long for the model, found without the API', refused('The context is full', undefined, 'blocking_limit'), {}, 'prompt_too_long', /shorten the prompt/],
+  ['a prompt too long, without a reason', refused('Prompt is too long · 250000 tokens'), {}, 'prompt_too_long', /shorten the prompt/],
+  ['404, unknown model', refused("There's an issue with the selected model (x).", 404), { errorClass: 'model_not_found' }, 'claude_api_error', /selected model \(x\)/],
+  ['413', refused('Request too large (max 32MB)', 413, 'image_error'), { errorClass: 'invalid_request' }, 'prompt_too_long', /shorten the prompt/],
+  ['429 with an API key', refused('API Error: Request rejected (429) x', 429), { errorClass: 'rate_limit' }, 'claude_rate_limited', /^API Error: Request rejected \(429\) x$/],
+  ['429 with OAuth', refused('API Error: Server is temporarily limiting requests', 429), { errorClass: 'rate_limit' }, 'claude_rate_limited', /temporarily limiting/],
+  ['429 of a subscription', refused("You've hit your session limit · resets 6:08pm (UTC)", 429), { errorClass: 'rate_limit', resetsAtSeconds: nowSeconds + 90 }, 'claude_rate_limited', /resets 6:08pm/],
+  ['429 told by its retries alone', refused('Gave up'), { lastRetry: { status: 429, delayMs: 1000 } }, 'claude_rate_limited', /^Gave up$/],
+  ['a rate limit without a status', refused('x'), { errorClass: 'rate_limit' }, 'claude_rate_limited', /^x$/],
+  ...[500, 502, 503, 504].map((status): Row => [`${status} after retries`, refused(`API Error: ${status} {}`, status), { ...serverError, lastRetry: { status, delayMs: 1000 } }, 'claude_api_error', new RegExp(`^API Error: ${status}`)]),
+  ['529 after retries', refused('API Error: Repeated 529 Overloaded errors'), { ...serverError, lastRetry: { status: 529, delayMs: 1000 } }, 'claude_overloaded', /overloaded/],
+  ['529 told by its words alone', refused('API Error: Repeated 529 Overloaded errors'), serverError, 'claude_overloaded', /overloaded/],
+  ['529 told by its retries alone', refused('API Error'), { ...serverError, lastRetry: { status: 529, delayMs: 1000 } }, 'claude_overloaded', /overloaded/],
+  ['529 without retries', refused('API Error: 529 {}', 529), serverError, 'claude_overloaded', /overloaded/],
+  ['a refused connection', refused('API Error: Unable to connect to API (ConnectionRefused)'), { ...serverError, lastRetry: { status: undefined, delayMs: 1 } }, 'claude_api_error', /Unable to connect/],
+  ['no first byte', refused('Request timed out'), serverError, 'claude_api_error', /^Request timed out$/],
+  ['a refusal', refused('API Error: Claude Code is unable to respond to this request'), { errorClass: 'invalid_request' }, 'claude_api_error', /unable to respond/],
+  ['an API error without words', { ...refused(''), text: undefined }, {}, 'claude_api_error', /./],
+];
+
+for (const [cause, result, trouble, code, detail] of rows) {
+  test(`problemOf: ${cause} is ${code}`, () => {
+    const problem = problemOf(result, trouble, nowSeconds);
+    assert.equal(problem?.code, code);
+    assert.match(problem.message, detail);
+  });
+}
+
+test('problemOf: the status of the result counts more than that of an earlier retry', () => {
+  const trouble: ApiTrouble = { ...serverError, lastRetry: { status: 529, delayMs: 1000 } };
+  assert.equal(problemOf(refused('API Error: 500 {}', 500), trouble, nowSeconds)?.code, 'claude_api_error');
+});
+
+test('problemOf: a number 529 in the words of another error does not make Anthropic overloaded', () => {
+  assert.equal(problemOf(refused('API Error: 400 max_tokens: 529 is too many', 400), { errorClass: 'unknown' }, nowSeconds)?.code, 'claude_api_error');
+});
+
+test('problemOf: a limit says when to come back, from its end or from the wait the CLI was told', () => {
+  const limit = (trouble: ApiTrouble): number | undefined => problemOf(refused('x', 429), trouble, nowSeconds)?.extras.retryAfterSeconds;
+  assert.equal(limit({ resetsAtSeconds: nowSeconds + 89.5 }), 90);
+  assert.equal(limit({ resetsAtSeconds: nowSeconds - 5 }), 1);
+  assert.equal(limit({ lastRetry: { status: 429, delayMs: 1500 } }), 2);
+  assert.equal(limit({ lastRetry: { status: 429, delayMs: 0 } }), 1);
+  assert.equal(limit({ resetsAtSeconds: nowSeconds + 60, lastRetry: { status: 429, delayMs: 1500 } }), 60);
+  assert.equal(limit({}), undefined);
+  assert.ok((problemOf(refused('x', 529), {}, nowSeconds)?.extras.retryAfterSeconds ?? 0) > 0);
+});
+
+test('problemOf: the CLI must not tell an unknown session in other words than the server does', () => {
+  const problem = problemOf(broken('error_during_execution', 'No conversation found with session ID: 0c6f'), {}, nowSeconds);
+  assert.equal(problem?.message, sessionNotFound().message);
+  assert.deepEqual(problem.extras, {});
+});
+
+test('problemOf: the advice to log in is the same everywhere', () => {
+  assert.equal(problemOf(refused('Not logged in'), noAuth, nowSeconds)?.message, howToLogIn);
+});
+
+// ---- the CLI's words
+
+test('sentence: the first line is kept, without blanks around', () => {
+  assert.equal(sentence('  Credit balance is too low\nat foo (/srv/cli.js:1)\n'), 'Credit balance is too low');
+  assert.equal(sentence('\n\nfirst\nsecond'), 'first');
+  assert.equal(sentence(''), '');
+});
+
+test('sentence: long words are cut at 300 characters', () => {
+  assert.equal(sentence('x'.repeat(5000)), 'x'.repeat(300));
+});
+
+const pathsIn: ReadonlyArray<readonly [string, string]> = [
+  ['Cannot read /home/claude/.claude.json now', 'Cannot read <path> now'],
+  ["ENOENT: open '/var/lib/x'", "ENOENT: open '<path>'"],
+  ['open "/var/lib/x" failed', 'open "<path>" failed'],
+  ['failed (/srv/cli.js:12:3)', 'failed (<path>)'],
+  ['file=/etc/passwd', 'file=<path>'],
+  ['see ~/.claude/settings.json', 'see <path>'],
+  ['in ./a/b and ../c/d', 'in <path> and <path>'],
+  ['/etc/passwd', '<path>'],
+];
+
+for (const [text, expected] of pathsIn) {
+  test(`sentence: ${JSON.stringify(text)} loses its path`, () => {
+    assert.equal(sentence(text), expected);
+  });
+}
+
+test('sentence: paths after other marks are lost too', () => {
+  assert.equal(sentence('open `/var/lib/x` failed'), 'open `<path>` failed');
+  assert.equal(sentence('[/srv/cli.js] failed'), '[<path>] failed');
+  assert.equal(sentence('ENOENT:/srv/cli.js'), 'ENOENT:<path>');
+  assert.ok(!sentence('at file:///srv/cli.js:1').includes('srv'));
+});
+
+test('sentence: a line that ends with CR LF ends before the CR', () => {
+  assert.equal(sentence('Credit balance is too low\r\nat foo'), 'Credit balance is too low');
+});
+
+test('sentence: addresses, fractions and dates are no paths', () => {
+  for (const text of ['see https://console.anthropic.com/settings/keys', 'used 3/4 of it', 'input/output error', '24/7', 'a / b']) assert.equal(sentence(text), text);
+});
