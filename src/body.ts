@@ -33,7 +33,7 @@ export function discardBody(req: IncomingMessage): void {
 }
 
 /** A chat request from a parsed JSON object. Throws Problem `invalid_request` that names every wrong field. */
-export function parseChatRequest(body: Json): ChatRequest {
+function parseChatRequest(body: Json): ChatRequest {
   const { prompt, user_id: userId, session_id: sessionId, ...unknown } = body;
   const errors = [
     ...promptErrors(prompt),

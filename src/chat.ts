@@ -27,7 +27,7 @@ export interface ChatAnswer {
 /** What is told of a turn while it goes on: that it has a process, and then what the CLI says. */
 export type ChatEvent = { readonly type: 'admitted'; readonly origin: Lease<Worker>['origin'] } | TurnEvent;
 
-export interface ChatOptions {
+interface ChatOptions {
   readonly pool: Pick<Pool<Worker>, 'acquire' | 'retireAll'>;
   readonly sessions: Sessions;
   readonly turnTimeoutMs: number;

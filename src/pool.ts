@@ -1,7 +1,7 @@
 import { Problem, toProblem } from './problem.ts';
 
 /** What the pool needs of a process; `Worker` has it. */
-export interface Poolable {
+interface Poolable {
   /** Alive, idle, and nothing went wrong so far. */
   readonly isReusable: boolean;
   /** Resolves once the start-up is over, one way or the other. */
@@ -41,7 +41,7 @@ export interface Lease<W> {
   release(): void;
 }
 
-export interface PoolCounts {
+interface PoolCounts {
   readonly running: number;
   readonly queued: number;
   readonly warm: number;

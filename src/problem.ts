@@ -35,7 +35,7 @@ export type ProblemCode = keyof typeof kinds;
 export const problemCodes = Object.keys(kinds) as readonly ProblemCode[];
 
 /** What a problem may carry besides its code and sentence. */
-export interface ProblemExtras {
+interface ProblemExtras {
   readonly sessionId?: string | undefined;
   /** US dollars this turn cost all the same. */
   readonly costUsd?: number | undefined;

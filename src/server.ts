@@ -29,7 +29,7 @@ export interface ServerOptions {
 }
 
 /** How long a caller may take, in milliseconds. A turn has its own limit. */
-export interface Timeouts {
+interface Timeouts {
   readonly headersMs: number;
   /** The whole request, body included. */
   readonly requestMs: number;
