@@ -7,8 +7,9 @@ umask 022
 
 # Where "curl … | sudo bash" gets the code: a .tar.gz of this repository. Not used when run from a copied folder.
 source_url="${CLAUDE_API_SOURCE:-}"
-# The Claude CLI the tests run on; --claude asks for another. A newer one that is already installed stays.
+# The Claude CLI the tests run on; --claude asks for another. A newer one that is in use stays.
 claude_version=2.1.330
+claude_program=node_modules/@anthropic-ai/claude-code/bin/claude.exe
 # Taken from npm where the machine has no Node 20 or newer.
 node_major=24
 
@@ -52,6 +53,7 @@ step() {
     echo "would be: $*"
     return 1
   fi
+  changed=true
   say "$@"
 }
 
@@ -70,16 +72,16 @@ main() {
   exec </dev/null
   export PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" LC_ALL=C
   unset NODE_OPTIONS CDPATH
-  action=install user='' port='' dry_run=false copy_login=false asked_claude=''
+  action=install user='' port='' dry_run=false copy_login=false asked_claude='' changed=false
   parse_options "$@"
   if [ "$(id -u)" -ne 0 ]; then die "must run as root, and changed nothing; try: sudo ./install.sh"; fi
-  exec 9>/run/lock/claude-api-install || die 'cannot write /run/lock'
+  exec 9>/run/claude-api-install.lock || die 'cannot write /run'
   flock -n 9 || die 'another install.sh is at work'
-  scratch="$(mktemp -d)"
-  done_so_far=()
+  # Not /tmp, which may be memory: npm keeps hundreds of megabytes there for a while.
+  scratch="$(mktemp -d /var/tmp/claude-api-install.XXXXXX)"
+  find_user
   trap clean_up EXIT
   trap 'exit 130' INT TERM HUP
-  find_user
   if [ "$action" = install ]; then install_service; else remove_service; fi
 }
 
@@ -96,6 +98,7 @@ parse_options() {
         ;;
       --*=*)
         value="${option#*=}"
+        [ -n "$value" ] || misuse "${option%=} needs a value"
         option="${option%%=*}"
         ;;
       *) value='' ;;
@@ -121,39 +124,52 @@ parse_options() {
   [[ -z "$asked_claude" || "$asked_claude" =~ ^(latest|stable|[0-9]+\.[0-9]+\.[0-9]+)$ ]] || misuse '--claude: expected a version such as 2.1.330, or latest'
 }
 
-# What is gone, and what stays after a failure, is said.
+# After a failure or an interruption the version of before runs again, and what stays is said.
 clean_up() {
   local status=$?
-  trap - EXIT INT TERM HUP
-  rm -rf "$scratch" ${app:+"$app/releases/.new" "$app/cli/.new" "$app/node.new"}
-  if [ "$status" -ne 0 ] && [ ${#done_so_far[@]} -eq 0 ]; then
+  trap '' INT TERM HUP
+  trap - EXIT
+  if [ "$status" -ne 0 ] && [ "$action" = install ] && ! $dry_run && [ -L "$app/previous" ]; then go_back; fi
+  rm -rf "$scratch" "$app/releases/.new" "$app/cli/.new" "$app/node.new" "$app/current.new" "$app/.env.new"
+  if [ "$status" -ne 0 ] && ! $changed; then
     echo 'Nothing was changed.' >&2
   elif [ "$status" -ne 0 ]; then
-    echo 'Done before the failure, and left so:' >&2
-    printf '  %s\n' "${done_so_far[@]}" >&2
-    echo 'Run install.sh again to go on, or with --uninstall to remove it.' >&2
+    echo 'What the lines above say was done before stays so: run install.sh again to go on, or with --purge to remove it.' >&2
   fi
-  if [ "$status" -ne 0 ] && [ -e "$app/current" ] && systemctl is-active --quiet claude-api; then
+  if [ "$status" -ne 0 ] && [ -n "$before" ] && [ "$(readlink "$app/current")" = "$before" ] && systemctl is-active --quiet claude-api; then
     echo 'The service runs as before.' >&2
   fi
   exit "$status"
 }
 
-# Sets user, group, home and app: of the option, else of the installed service, else claude.
+# Sets user, group, home and app: of the option, else of the installed service, else claude. Code that root runs must not
+# lie in a home that is its user's own; the home of a user that this script made is root's.
 find_user() {
+  local entry
   installed_user=''
   if is_our_unit; then installed_user="$(sed -n 's/^User=//p' "$unit")"; fi
   user="${user:-${installed_user:-claude}}"
-  local entry
   entry="$(getent passwd "$user")" || true
   home="$(cut -d: -f6 <<<"$entry")"
-  home="${home:-/home/$user}"
+  home="$(readlink -m "${home:-/home/$user}")"
   group="$(id -gn "$user" 2>/dev/null)" || group="$user"
-  app="$home/claude-api"
+  if user_exists && ! is_our_user; then app=/opt/claude-api; else app="$home/claude-api"; fi
+  own_node="$app/node/node_modules/node-linux-$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')/bin/node"
+  own_npm="$app/node/node_modules/npm/bin/npm-cli.js"
+  before="$(readlink "$app/previous" || readlink "$app/current")" || true
 }
 
 user_exists() { getent passwd "$user" >/dev/null; }
 is_our_user() { [ "$(getent passwd "$user" | cut -d: -f5)" = "$user_comment" ]; }
+# What lies in our folder and is not ours, or the folder itself when root does not own it
+strangers() {
+  if [ -L "$app" ] || { [ -e "$app" ] && [ "$(stat -c %u "$app")" -ne 0 ]; }; then
+    echo "$app"
+  elif [ -d "$app" ]; then
+    find "$app" -mindepth 1 -maxdepth 1 ! -name .env ! -name '.env.new' ! -name releases ! -name cli ! -name node ! -name node.new \
+      ! \( -type l \( -name current -o -name current.new -o -name previous \) \)
+  fi
+}
 is_our_unit() { head -n 1 "$unit" 2>/dev/null | grep -q 'install\.sh'; }
 as_user() { runuser -u "$user" -- env -i HOME="$home" USER="$user" LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin "$@"; }
 
@@ -163,7 +179,8 @@ install_service() {
   find_source
   find_login
   check
-  if user_exists; then :; else make_user; fi
+  make_user
+  make_folder
   find_node
   install_claude
   build_release
@@ -206,6 +223,7 @@ check() {
   check_user
   check_place
   check_env
+  check_disk
   if $copy_login && [ -z "$login" ]; then problems+=('--copy-login: neither root nor the user who runs sudo has a Claude login'); fi
   [ ${#problems[@]} -eq 0 ] && return
   printf 'install.sh: error: %s\n' "${problems[@]}" >&2
@@ -231,6 +249,8 @@ check_user() {
     [[ "$home" =~ ^/[A-Za-z0-9._/-]+[A-Za-z0-9._-]$ && -d "$home" ]] || problems+=("the user $user has no usable home folder: give another --user")
   elif [ -e "$home" ]; then
     problems+=("$home is there, but no user $user: move it away, or make the user")
+  elif getent group "$user" >/dev/null; then
+    problems+=("there is a group $user, but no user: remove it, or make the user")
   fi
   if [ -n "$installed_user" ] && [ "$installed_user" != "$user" ]; then
     problems+=("the service is installed for the user $installed_user: first run install.sh --uninstall")
@@ -238,16 +258,23 @@ check_user() {
 }
 
 check_place() {
-  local name free_kb
+  local name
   for name in "${sources[@]}"; do [ -e "$source_dir/$name" ] || problems+=("the copied folder is not whole: $name is missing"); done
   if [ -e "$unit" ] && ! is_our_unit; then
     problems+=("there is another claude-api.service: remove it first (systemctl disable --now claude-api; rm $unit)")
   fi
-  if [ ! -e "$app/current" ] && [ -n "$(find "$app" -mindepth 1 -maxdepth 1 ! -name .env ! -name releases ! -name cli ! -name 'node*' 2>/dev/null)" ]; then
-    problems+=("$app is where the server goes, and other files are in it: move that folder away first (a .env may stay)")
+  if [ -n "$(strangers)" ]; then
+    problems+=("$app is where the server goes, and is or holds something else: move it away first")
   fi
+}
+
+# Only the CLI is large: its package and what npm keeps of it meanwhile.
+check_disk() {
+  local free_kb
+  choose_claude
+  if [ -x "$claude" ]; then return; fi
   free_kb="$(df -Pk "$(if [ -d "$home" ]; then echo "$home"; else echo /home; fi)" | awk 'NR == 2 { print $4 }')"
-  [ "$free_kb" -ge 1200000 ] || problems+=("$((free_kb / 1024)) MB of disk are free below $home: at least 1200 MB are needed")
+  [ "$free_kb" -ge 1500000 ] || problems+=("$((free_kb / 1024)) MB of disk are free below $home: at least 1500 MB are needed")
 }
 
 check_env() {
@@ -256,9 +283,12 @@ check_env() {
   if [ -n "$env_file" ] && ! grep -qE '^[[:space:]]*(export[[:space:]]+)?CLAUDE_API_KEY[[:space:]]*=[[:space:]]*[^[:space:]#]' "$env_file"; then
     problems+=("$env_file has no CLAUDE_API_KEY: add the line CLAUDE_API_KEY=$(new_key)")
   fi
-  configured="$(sed -n 's/^PORT=\([0-9]*\)$/\1/p' "${env_file:-/dev/null}" | tail -n 1)"
+  configured="$(sed -n "s/^[[:space:]]*\(export[[:space:]]\+\)\?PORT[[:space:]]*=[[:space:]]*[\"']\?\([0-9]\+\).*/\2/p" "${env_file:-/dev/null}" | tail -n 1)"
   if [ -n "$env_file" ] && [ -n "$port" ] && [ "$port" != "${configured:-8001}" ]; then
     problems+=("--port counts for a new .env only: set PORT=$port in $env_file")
+  fi
+  if [ "$env_file" = "$app/.env" ] && [ -f "$source_dir/.env" ] && ! cmp -s "$app/.env" "$source_dir/.env"; then
+    warn "$source_dir/.env does not count: $app/.env is there already"
   fi
   port="${configured:-${port:-8001}}"
   systemctl is-active --quiet claude-api 2>/dev/null && return
@@ -286,86 +316,100 @@ is_taken() {
 
 # Its home belongs to root and is sticky: the user may write there, but not move the code away and put its own in its place.
 make_user() {
-  step "making the user $user with home $home" || return 0
-  quietly useradd useradd --system --user-group --create-home --home-dir "$home" --shell /usr/sbin/nologin --comment "$user_comment" "$user"
-  group="$user"
-  chown "root:$group" "$home"
-  chmod 1770 "$home"
-  done_so_far+=("the user $user with $home")
+  if ! user_exists; then
+    step "making the user $user with home $home" || return 0
+    quietly useradd useradd --system --user-group --create-home --home-dir "$home" --shell /usr/sbin/nologin --comment "$user_comment" "$user"
+    group="$user"
+  fi
+  if is_our_user && [ "$(stat -c '%a %U:%G' "$home")" != "1770 root:$group" ]; then
+    chown "root:$group" "$home"
+    chmod 1770 "$home"
+  fi
 }
 
-# Sets node, which the service user can run; npm may come along from the distribution.
+make_folder() {
+  if $dry_run; then return; fi
+  [ -d "$app" ] || install -d -m 0755 "$app"
+  if [ -f "$app/.env" ] && [ "$(stat -c '%a %U:%G' "$app/.env")" != "640 root:$group" ]; then
+    chown "root:$group" "$app/.env"
+    chmod 0640 "$app/.env"
+  fi
+}
+
+# Sets node, which the service user can run, and sees to npm.
 find_node() {
-  node="$(usable_node)" && return
-  if ! command -v npm >/dev/null; then
+  if ! command -v npm >/dev/null && [ ! -f "$own_npm" ]; then
     step "installing npm and Node.js from the distribution (this takes a minute)" || { node=node; return; }
     export DEBIAN_FRONTEND=noninteractive
-    quietly 'apt-get update' apt-get update
-    quietly 'apt-get install npm' apt-get install -y --no-install-recommends npm ca-certificates
-    done_so_far+=('the package npm')
+    # On a fresh machine the first upgrade may hold the locks; for update there is no option to wait.
+    local deadline=$((SECONDS + 300))
+    until apt-get update >"$scratch/output" 2>&1 || [ "$SECONDS" -ge "$deadline" ]; do sleep 5; done
+    quietly 'apt-get install npm' apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 npm ca-certificates
     hash -r
-    node="$(usable_node)" && return
   fi
+  node="$(usable_node)" && return
   step "installing Node.js $node_major into $app/node" || { node=node; return; }
   rm -rf "$app/node.new"
-  mkdir -p "$app/node.new"
   npm_install "$app/node.new" "node-linux-$node_arch@$node_major" npm@11
   rm -rf "$app/node"
   mv "$app/node.new" "$app/node"
-  done_so_far+=("Node.js in $app/node")
   node="$(usable_node)" || die 'the Node.js from npm does not run here'
 }
 
+# shellcheck disable=SC2016
+is_at_least='const [at, least] = [process.versions.node, process.argv[1]].map((version) => version.split(".").map(Number));
+  process.exit(at[0] > least[0] || (at[0] === least[0] && at[1] >= least[1]) ? 0 : 1)'
+
 # A Node of version 20.3 or newer outside of the homes, which the sandbox hides: the machine's, else ours of an earlier run.
 usable_node() {
-  local path
-  for path in "$(command -v node || true)" /usr/bin/node "$app/node/node_modules/node-linux-${node_arch:-}/bin/node"; do
+  local path least
+  for path in "$(command -v node || true)" /usr/bin/node "$own_node"; do
     path="$(readlink -f "$path")" || continue
-    case "$path" in "$app"/*) ;; /root/* | /home/* | /tmp/* | /run/*) continue ;; esac
+    least=20.3
+    case "$path" in "$app"/*) least="$node_major.0" ;; /root/* | /home/* | /tmp/* | /run/*) continue ;; esac
     [ -x "$path" ] || continue
-    "$path" -e 'const [major, minor] = process.versions.node.split(".").map(Number); process.exit(major > 20 || (major === 20 && minor >= 3) ? 0 : 1)' 2>/dev/null || continue
+    "$path" -e "$is_at_least" "$least" 2>/dev/null || continue
     echo "$path"
     return
   done
   return 1
 }
 
-# npm with the Node that was found, where that came from npm: the distribution's may be so old that it leaves out packages
+# Our own npm, where Node came from npm: the distribution's may be so old that it leaves out packages
 # which want a newer Node. Install scripts are not run: npm 12 skips them anyway, and succeeds all the same.
 run_npm() {
-  local own="$app/node/node_modules/npm/bin/npm-cli.js"
-  case "${node:-}" in "$app"/*) set -- "$node" "$own" "$@" ;; *) set -- npm "$@" ;; esac
+  if [ -f "$own_npm" ]; then set -- "$own_node" "$own_npm" "$@"; else set -- npm "$@"; fi
   "$@" --cache "$scratch/npm" --ignore-scripts --no-audit --no-fund --loglevel=error
 }
 
 # npm_install FOLDER PACKAGE...
 npm_install() { quietly "npm install ${*:2}" run_npm install --prefix "$@"; }
 
-# Sets claude, the CLI that the release links to.
+# Sets claude, the CLI that the release links to: the one asked for, else this script's or the one in use, if that is newer.
+choose_claude() {
+  local used
+  used="$(readlink "$app/current/bin/claude" 2>/dev/null | sed -n 's|.*/cli/\([^/]*\)/.*|\1|p')" || true
+  claude_version="${asked_claude:-$(printf '%s\n' "$claude_version" "${used:-0}" | sort -V | tail -n 1)}"
+  claude="$app/cli/$claude_version/$claude_program"
+}
+
 install_claude() {
-  local wanted="$claude_version" installed folder
-  installed="$(find "$app/cli" -mindepth 1 -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | sort -V | tail -n 1)" || true
-  if [ -n "$asked_claude" ]; then
-    wanted="$asked_claude"
-    if [[ ! "$wanted" =~ ^[0-9] ]]; then
-      wanted="$(run_npm view "@anthropic-ai/claude-code@$wanted" version 2>/dev/null)" || die 'npm cannot be asked for the version of the Claude CLI'
-    fi
-  elif [ -n "$installed" ] && [ "$(printf '%s\n' "$installed" "$wanted" | sort -V | tail -n 1)" = "$installed" ]; then
-    wanted="$installed"
+  local new="$app/cli/.new"
+  if [[ ! "$claude_version" =~ ^[0-9] ]]; then
+    asked_claude="$(run_npm view "@anthropic-ai/claude-code@$claude_version" version 2>/dev/null)" || die 'npm cannot be asked for the version of the Claude CLI'
+    choose_claude
   fi
-  folder="$app/cli/$wanted"
-  claude="$folder/node_modules/@anthropic-ai/claude-code/bin/claude.exe"
-  claude_wanted="$wanted"
-  if [ -d "$folder" ] && claude_answers "$claude"; then return; fi
-  step "installing the Claude CLI $wanted into $folder" || return 0
-  rm -rf "$app/cli/.new" "$folder"
-  mkdir -p "$app/cli/.new"
-  npm_install "$app/cli/.new" "@anthropic-ai/claude-code@$wanted"
+  if [ -x "$claude" ] && claude_answers "$claude"; then return; fi
+  step "installing the Claude CLI $claude_version into $app/cli" || return 0
+  rm -rf "$new"
+  npm_install "$new" "@anthropic-ai/claude-code@$claude_version"
   # Without its install script the package is a stub that says so and exits with 1.
-  (cd "$app/cli/.new/node_modules/@anthropic-ai/claude-code" && quietly "the Claude CLI's install script" "$node" install.cjs)
-  mv "$app/cli/.new" "$folder"
-  claude_answers "$claude" || die "\"claude --version\" does not answer as the user $user: $(tail -n 1 "$scratch/claude")"
-  done_so_far+=("the Claude CLI in $folder")
+  (cd "$new/node_modules/@anthropic-ai/claude-code" && quietly "the Claude CLI's install script" "$node" install.cjs)
+  # Older npm brings the one for another C library along, as large again.
+  rm -rf "$new"/node_modules/@anthropic-ai/claude-code-*-musl
+  claude_answers "$new/$claude_program" || die "\"claude --version\" does not answer as the user $user: $(tail -n 1 "$scratch/claude")"
+  rm -rf "$app/cli/$claude_version"
+  mv "$new" "$app/cli/$claude_version"
 }
 
 claude_answers() { as_user timeout 60 "$1" --version >"$scratch/claude" 2>&1 && grep -qE '^[0-9]+\.[0-9]+\.[0-9]+' "$scratch/claude"; }
@@ -376,7 +420,7 @@ build_release() {
   version="$(sed -n 's/^ *"version": "\([^"]*\)".*/\1/p' "$source_dir/package.json" | head -n 1)"
   hash="$(cd "$source_dir" && { find "${sources[@]}" -type f -print0 | sort -z | xargs -0 sha256sum; echo "$user $home $node $claude"; } | sha256sum | cut -c1-12)"
   release="$app/releases/$version-$hash"
-  if [ -d "$release" ]; then return; fi
+  if [ -d "$release" ] && (cd "$release" && sha256sum --check --status sums); then return; fi
   step "building claude-api $version in $release" || return 0
   local new="$app/releases/.new"
   rm -rf "$new"
@@ -388,8 +432,10 @@ build_release() {
   rm -rf "$new/node_modules"
   ln -s "$node" "$new/bin/node"
   ln -s "$claude" "$new/bin/claude"
-  sed -i -e "s|^User=claude\$|User=$user|" -e "/^#/!s|/home/claude\b|$home|g" "$new/claude-api.service"
+  sed -e "s|^User=claude\$|User=$user|" -e "/^#/!s|/home/claude/claude-api|$app|g" -e "/^#/!s|/home/claude\b|$home|g" "$new/claude-api.service" >"$new/bin/claude-api.service"
   chmod -R go-w "$new"
+  (cd "$new" && find . -type f ! -name sums -exec sha256sum {} + >"$scratch/sums" && mv "$scratch/sums" sums)
+  rm -rf "$release"
   mv "$new" "$release"
 }
 
@@ -411,7 +457,6 @@ PORT=$port
 END
     mv "$app/.env.new" "$app/.env"
   fi
-  done_so_far+=("$app/.env")
 }
 
 copy_login() {
@@ -426,38 +471,44 @@ copy_login() {
   as_user sh -c 'umask 077 && mkdir -p "$HOME/.claude" && cat >"$HOME/.claude/.credentials.json"' <"$login" || die 'the login could not be copied'
 }
 
-# Puts the new release in the place of the old one, and the old one back when the new one does not answer.
+# Puts the new release in the place of the old one, and the old one back when the new one does not answer. "previous" is
+# there meanwhile: whatever ends this script, the next one knows what ran before.
 switch_over() {
-  local before
-  before="$(readlink "$app/current" 2>/dev/null)" || true
-  if [ "$before" = "$release" ] && cmp -s "$release/claude-api.service" "$unit" && systemctl is-enabled --quiet claude-api && systemctl is-active --quiet claude-api; then
+  if [ "$(readlink "$app/current")" = "$release" ] && [ ! -L "$app/previous" ] && cmp -s "$release/bin/claude-api.service" "$unit" &&
+    systemctl is-enabled --quiet claude-api && systemctl is-active --quiet claude-api; then
     await_health || failed
     say 'nothing to change'
     say_how
     return
   fi
   step 'starting the service claude-api' || return 0
+  if [ -n "$before" ] && [ "$before" != "$release" ] && [ -d "$before" ]; then ln -sfn "$before" "$app/previous"; fi
   activate "$release"
-  if [ -z "$before" ]; then done_so_far+=('the service claude-api'); fi
   if ! await_health; then
     show_journal
-    if [ -n "$before" ] && [ "$before" != "$release" ] && [ -d "$before" ]; then
-      activate "$before"
-      rm -rf "$release"
-      await_health || failed
-      die "the new version did not answer, and was removed: the old one runs again"
-    fi
-    failed
+    [ -L "$app/previous" ] || failed
+    go_back
+    die 'the new version did not answer, and was removed: the old one runs again'
   fi
+  rm -f "$app/previous"
   remove_old
   say_how
+}
+
+# Back to the version that ran before; the other one is removed, with a CLI that only it used.
+go_back() {
+  say 'going back to the version of before'
+  activate "$(readlink "$app/previous")"
+  await_health || warn 'it does not answer either'
+  rm -f "$app/previous"
+  remove_old
 }
 
 # activate RELEASE: what takes effect is one symbolic link and the unit
 activate() {
   ln -sfn "$1" "$app/current.new"
   mv -T "$app/current.new" "$app/current"
-  install -m 0644 "$1/claude-api.service" "$unit"
+  install -m 0644 "$1/bin/claude-api.service" "$unit"
   systemctl daemon-reload
   systemctl reset-failed claude-api 2>/dev/null || true
   systemctl enable --quiet claude-api
@@ -473,12 +524,13 @@ show_journal() {
   journalctl -u claude-api -n 20 --no-pager -o cat >&2 || true
 }
 
-# True once the server answers with the key from .env and has found a CLI that runs; sets login_found. The key is read by
-# Node itself and stands in no command line.
+# True once the server answers with its key and has found a CLI that runs; sets url and login_found. The key is read by
+# Node itself, as the service user, and stands in no command line.
 await_health() {
   local deadline=$((SECONDS + 30)) answer
   while [ "$SECONDS" -lt "$deadline" ]; do
-    if answer="$(cd "$app" && current/bin/node --input-type=module -e "$ask_health" 2>/dev/null)"; then
+    # What "systemctl edit" added wins over .env, as in the server.
+    if answer="$(cd "$app" && as_user UNIT_ENV="$(systemctl show -p Environment --value claude-api)" timeout 10 current/bin/node --input-type=module -e "$ask_health" 2>/dev/null)"; then
       read -r url login_found <<<"$answer"
       return 0
     fi
@@ -491,21 +543,35 @@ await_health() {
 # shellcheck disable=SC2016
 ask_health='
   import { readFileSync } from "node:fs";
+  import { get } from "node:http";
   const { parseEnv } = await import(process.cwd() + "/current/dist/dotenv.js");
-  const settings = Object.fromEntries(parseEnv(readFileSync(".env", "utf8")).values);
-  const host = { "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]" }[settings.HOST ?? ""] ?? settings.HOST;
-  const url = `http://${host}:${settings.PORT || 8001}`;
-  const response = await fetch(url + "/health", { headers: { Authorization: `Bearer ${settings.CLAUDE_API_KEY}` }, signal: AbortSignal.timeout(3000) });
-  const health = await response.json();
-  if (!response.ok || !health.claude_version) process.exit(1);
-  console.log(url, health.login ?? "none");
+  const file = parseEnv(readFileSync(".env", "utf8")).values;
+  const setting = (name) => new RegExp(`(?:^|[ "])${name}=([^ "]*)`).exec(process.env.UNIT_ENV)?.[1] || file.get(name);
+  const host = { "0.0.0.0": "127.0.0.1", "::": "::1" }[setting("HOST") || "0.0.0.0"] ?? setting("HOST");
+  const port = setting("PORT") || 8001;
+  const headers = { Authorization: `Bearer ${setting("CLAUDE_API_KEY")}` };
+  get({ host, port, path: "/health", headers, timeout: 3000 }, async (response) => {
+    let text = "";
+    for await (const part of response) text += part;
+    const { claude_version: version, login } = JSON.parse(text);
+    if (response.statusCode !== 200 || !version) process.exit(1);
+    console.log(`http://${host.includes(":") ? `[${host}]` : host}:${port}`, login ?? "none");
+  });
 '
 
+# Keeps what "current" uses. Each is renamed first: half of one must not pass for a whole one.
 remove_old() {
-  local path
-  for path in "$app"/releases/*; do [ "$path" = "$release" ] || rm -rf "$path"; done
-  for path in "$app"/cli/*; do [ "$path" = "$app/cli/$claude_wanted" ] || rm -rf "$path"; done
-  case "$node" in "$app"/*) ;; *) rm -rf "$app/node" ;; esac
+  local path used
+  for path in "$app"/releases/*; do [ "$path" = "$(readlink "$app/current")" ] || discard "$path" "$app/releases/.new"; done
+  used="$(readlink "$app/current/bin/claude")"
+  for path in "$app"/cli/*; do [[ "$used" == "$path"/* ]] || discard "$path" "$app/cli/.new"; done
+  case "$(readlink "$app/current/bin/node")" in "$app"/*) ;; *) rm -rf "$app/node" ;; esac
+}
+
+discard() {
+  rm -rf "$2"
+  mv "$1" "$2"
+  rm -rf "$2"
 }
 
 say_how() {
@@ -536,19 +602,23 @@ END
 # ---------------------------------------------------------------- remove
 
 remove_service() {
-  if is_our_unit; then
-    if step 'stopping and removing the service claude-api'; then
-      systemctl disable --now --quiet claude-api || true
-      rm -f "$unit"
-      systemctl daemon-reload
-      systemctl reset-failed claude-api 2>/dev/null || true
-    fi
-  elif [ "$action" = uninstall ] && [ ! -e "$app/current" ] && [ ! -e "$app/releases" ] && [ ! -e "$app/cli" ] && [ ! -e "$app/node" ]; then
+  if [ -n "$installed_user" ] && [ "$installed_user" != "$user" ]; then die "the service is installed for the user $installed_user, not for $user"; fi
+  local has_code
+  has_code="$(find "$app" -mindepth 1 ! -name .env -print -quit 2>/dev/null)" || true
+  # A folder of that name that is somebody else's is left alone.
+  if ! is_our_unit && ! is_our_user && [ -n "$(strangers)" ]; then has_code=''; fi
+  if ! is_our_unit && [ -z "$has_code" ] && { [ "$action" = uninstall ] || { ! is_our_user && [ ! -e "$app/.env" ]; }; }; then
     say 'claude-api is not installed'
     return
   fi
-  if step "removing the code in $app"; then
-    rm -rf "$app/current" "$app/current.new" "$app/releases" "$app/cli" "$app/node"
+  if is_our_unit && step 'stopping and removing the service claude-api'; then
+    systemctl disable --now --quiet claude-api || true
+    rm -f "$unit"
+    systemctl daemon-reload
+    systemctl reset-failed claude-api 2>/dev/null || true
+  fi
+  if [ -n "$has_code" ] && step "removing the code in $app"; then
+    rm -rf "$app/current" "$app/current.new" "$app/previous" "$app/releases" "$app/cli" "$app/node"
   fi
   if [ "$action" = purge ]; then purge; else say_what_stays; fi
 }
@@ -559,17 +629,28 @@ say_what_stays() {
 }
 
 purge() {
-  if step "removing $app/.env and $state"; then
-    rm -rf "$app" "$state" "$unit.d"
-  fi
+  if step "removing $app and $state"; then rm -rf "$app" "$state" "$unit.d"; fi
   if ! user_exists; then return; fi
   if ! is_our_user; then
     say "the user $user was not made by install.sh and stays, with $home and the dialogues and login in $home/.claude"
     return
   fi
   step "removing the user $user with $home, its login and dialogues" || return 0
+  end_processes
   quietly userdel userdel "$user"
   rm -rf --one-file-system "$home"
+}
+
+# A user who has a process left, of an interactive login say, cannot be removed.
+end_processes() {
+  local pids _
+  for _ in {1..20}; do
+    pids="$(find /proc -maxdepth 1 -name '[0-9]*' -user "$user" -printf '%f ' 2>/dev/null)" || true
+    if [ -z "$pids" ]; then return; fi
+    # shellcheck disable=SC2086 # any number of them
+    kill -KILL $pids 2>/dev/null || true
+    sleep 0.25
+  done
 }
 
 main "$@"

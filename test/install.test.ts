@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { execFile, execFileSync } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { test, type TestContext } from 'node:test';
 import { promisify } from 'node:util';
@@ -36,13 +36,13 @@ test('the unit is understood, and exposes little', async () => {
   assert.match(unit, /^KillMode=mixed$/m);
 });
 
-test('half a script, as a broken download leaves it, does nothing', async () => {
-  const script = await readFile(new URL('../install.sh', import.meta.url), 'utf8');
-  for (const share of [0.1, 0.3, 0.5, 0.7, 0.9, 0.99]) {
-    const half = script.slice(0, Math.floor(script.length * share));
-    const run = execFileSync('bash', ['-c', `(bash 2>&1; true) | grep -v '^bash: line' || true`], { input: half, encoding: 'utf8' });
-    assert.equal(run, '', `${share}`);
+onMachine('half a script, as a broken download leaves it, does nothing', async (machine) => {
+  const before = await machine.state();
+  for (const percent of [10, 30, 50, 70, 90, 99]) {
+    const { stdout } = await machine.run(`head -c $(($(stat -c %s /root/copy/install.sh) * ${percent} / 100)) /root/copy/install.sh | bash`);
+    assert.equal(stdout, '', `${percent} %`);
   }
+  assert.equal(await machine.state(), before);
 });
 
 onMachine('one command, and it serves; a second one changes nothing', async (machine) => {
@@ -120,23 +120,48 @@ onMachine('an update that fails leaves the old version running', async (machine)
     assert.match(stderr, message);
   };
 
-  await fails('echo "const x: number = 1 +" >> /root/broken/src/main.ts', /error TS[^]*error: the build failed\nNothing was changed\.\nThe service runs as before\./);
+  await fails('echo "const x: number = 1 +" >> /root/broken/src/main.ts', /error TS[^]*error: the build failed\nWhat the lines above say[^]*The service runs as before\./);
   await unchanged(before.pid);
-  await fails('echo ci > /run/stub/npm-fails; echo "// n" >> /root/broken/src/main.ts', /ENOTFOUND[^]*error: npm ci failed\nNothing was changed/);
+  await fails('echo ci > /run/stub/npm-fails; echo "// n" >> /root/broken/src/main.ts', /ENOTFOUND[^]*error: npm ci failed\nWhat the lines above say[^]*The service runs as before/);
   await unchanged(before.pid);
   await machine.must('rm /run/stub/npm-fails');
   // Built, but it does not come up.
   await fails('echo "console.error(\'broken at start\'); process.exit(1);" > /root/broken/src/main.ts', /broken at start[^]*the old one runs again/);
   await unchanged();
-  // Up, but the CLI of the new version cannot be run.
+  // The CLI of the new version cannot be had, or does not run.
   await fails('sed -i "s/^claude_version=.*/claude_version=2.1.999/" /root/broken/install.sh; echo 2.1.999 > /run/stub/npm-fails', /npm install @anthropic-ai\/claude-code@2.1.999 failed/);
   await unchanged();
+  await machine.must('rm /run/stub/npm-fails; touch /run/stub/claude-is-a-stub');
+  await fails('sed -i "s/^claude_version=.*/claude_version=2.1.999/" /root/broken/install.sh', /"claude --version" does not answer as the user claude: claude native binary not installed[^]*The service runs as before/);
+  await unchanged();
+  assert.equal(await machine.must(`ls -A ${app}/cli`), '2.1.330');
+});
+
+onMachine('an update that is interrupted goes back to the old version, at once or at the next run', async (machine) => {
+  await machine.must(install);
+  const release = await machine.must(`readlink ${app}/current`);
+  await machine.must('cp -R /root/copy /root/hanging && echo "setInterval(() => {}, 1000);" > /root/hanging/src/main.ts');
+  for (const signal of ['TERM', 'HUP', 'KILL']) {
+    // In a session of its own, as a terminal that goes away would end it; it waits for the new version's answer.
+    await machine.must(`setsid /root/hanging/install.sh > /run/stub/said 2>&1 & pid=$!; until [ -L ${app}/previous ]; do sleep 0.1; done; sleep 1; kill -${signal} $pid; wait $pid; true`);
+    if (signal === 'KILL') {
+      assert.notEqual(await machine.must(`readlink ${app}/current`), release);
+      await machine.must(install);
+    }
+    assert.equal(await machine.must(`readlink ${app}/current; ls -A ${app}/releases | wc -l; test -e ${app}/previous || echo gone`), `${release}\n1\ngone`, signal);
+    assert.equal(await machine.must('curl -s 127.0.0.1:8001/health'), '{"status":"ok"}', signal);
+  }
+});
+
+onMachine('two at once do not meet', async (machine) => {
+  const { status, stderr } = await machine.run(`flock /run/claude-api-install.lock sleep 5 & sleep 0.5; ${install}`);
+  assert.deepEqual([status, /another install\.sh is at work/.test(stderr)], [1, true]);
 });
 
 onMachine('what goes wrong at each step of a first run is said, with what remains, and the next run goes on', async (machine) => {
   for (const [word, message] of [
-    ['claude-code@', /npm install @anthropic-ai\/claude-code@\S+ failed\nDone before the failure, and left so:\n  the user claude with \/home\/claude\n/],
-    ['ci ', /npm ci failed\nDone before the failure, and left so:\n  the Claude CLI in /],
+    ['claude-code@', /npm install @anthropic-ai\/claude-code@\S+ failed\nWhat the lines above say was done before stays so/],
+    ['ci ', /npm ci failed\nWhat the lines above say was done before stays so/],
   ] as const) {
     await machine.must(`echo '${word}' > /run/stub/npm-fails`);
     const { status, stderr } = await machine.run(install);
@@ -147,7 +172,7 @@ onMachine('what goes wrong at each step of a first run is said, with what remain
   await machine.must(`echo CLAUDE_TOOLS='"open' > /root/copy/.env && echo CLAUDE_API_KEY=9f2c41d07be85a36c0d1e7f4a8b95263 >> /root/copy/.env`);
   const wrong = await machine.run(install);
   assert.equal(wrong.status, 1);
-  assert.match(wrong.stderr, /\.env line 1: expected a closing "[^]*the service is installed, but does not answer[^]*left so:\n[^]*the service claude-api/);
+  assert.match(wrong.stderr, /\.env line 1: expected a closing "[^]*the service is installed, but does not answer[^]*What the lines above say was done before stays so/);
   await machine.must(`sed -i 1d ${app}/.env && ${install}`);
   assert.equal(await machine.must(readKey), '9f2c41d07be85a36c0d1e7f4a8b95263');
 });
@@ -228,25 +253,48 @@ onMachine('a folder with blanks, another port, and a .env of the operator', asyn
   assert.match(await machine.must(`${install} --port=9200`), /answers at http:\/\/127.0.0.1:9200/);
   const other = await machine.run(`${install} --port 9300`);
   assert.deepEqual([other.status, /--port counts for a new \.env only/.test(other.stderr)], [1, true]);
+  // Addresses that are no part of a URL as they stand, and what "systemctl edit" added; an .env that came over from elsewhere.
+  await machine.must(`echo HOST=::1 >> ${app}/.env && chmod 600 ${app}/.env && chown root:root ${app}/.env && systemctl restart claude-api; true`);
+  assert.match(await machine.must(install), /answers at http:\/\/\[::1\]:9200/);
+  await machine.must(`echo PORT=9400 > /run/stub/environment && systemctl restart claude-api`);
+  assert.match(await machine.must(install), /answers at http:\/\/\[::1\]:9400/);
+  await machine.must('rm /run/stub/environment');
   // An .env without a key, and the files of somebody else in our place.
-  await machine.must(`${install} --purge && mkdir -p /home/claude/claude-api/.git && useradd -d /home/claude claude && echo PORT=9000 > /root/copy/.env`);
+  await machine.must(`${install} --purge && mkdir -p /opt/claude-api/.git && useradd -d /home/claude -m claude && echo PORT=9000 > /root/copy/.env`);
   const refused = await machine.run(install);
   assert.equal(refused.status, 1);
   assert.match(refused.stderr, /\.env has no CLAUDE_API_KEY: add the line CLAUDE_API_KEY=[0-9a-f]{64}\n/);
-  assert.match(refused.stderr, /\/home\/claude\/claude-api is where the server goes, and other files are in it/);
+  assert.match(refused.stderr, /\/opt\/claude-api is where the server goes, and is or holds something else/);
 });
 
 onMachine('a user that is there already serves, and survives --purge', async (machine) => {
   await machine.must('useradd --create-home bob && echo mine > /home/bob/file && useradd -d "/home/with blank" -m carol && useradd -d /nonexistent dave');
   await machine.must(`${install} --user bob`);
-  assert.equal(await machine.must('ps -o user= -p $(cat /run/stub/pid); stat -c %U:%G /home/bob /home/bob/claude-api'), 'bob\nbob:bob\nroot:root');
+  assert.equal(await machine.must('ps -o user= -p $(cat /run/stub/pid); stat -c %U:%G /home/bob /opt/claude-api'), 'bob\nbob:bob\nroot:root');
   const other = await machine.run(`${install} --user claude`);
   assert.match(other.stderr, /the service is installed for the user bob/);
   assert.match(await machine.must(install), /nothing to change/);
+  const foreign = await machine.run(`${install} --user carol --purge`);
+  assert.deepEqual([foreign.status, /installed for the user bob, not for carol/.test(foreign.stderr)], [1, true]);
   const said = await machine.must(`${install} --purge`);
   assert.match(said, /the user bob was not made by install\.sh and stays/);
   assert.equal(await machine.must('cat /home/bob/file; ls /home/bob'), 'mine\nfile');
   for (const name of ['carol', 'dave']) assert.match((await machine.run(`${install} --user ${name}`)).stderr, new RegExp(`the user ${name} has no usable home folder`));
+});
+
+onMachine('what is not ours is not removed', async (machine) => {
+  await machine.must('useradd --create-home claude && mkdir -p /home/claude/claude-api/releases /opt/claude-api/releases && touch /home/claude/claude-api/app.py /opt/claude-api/app.py');
+  const before = await machine.state();
+  for (const option of ['--uninstall', '--purge']) assert.match(await machine.must(`${install} ${option}`), /claude-api is not installed/);
+  assert.equal(await machine.state(), before);
+});
+
+onMachine('a damaged release is built anew, and --purge ends what its user still runs', async (machine) => {
+  await machine.must(`${install} && rm ${app}/current/dist/pool.js && ${install} | grep building`);
+  assert.equal(await machine.must('curl -s 127.0.0.1:8001/health'), '{"status":"ok"}');
+  await machine.run('(setsid runuser -u claude -- sleep 100 &) >/dev/null 2>&1 </dev/null; sleep 0.3');
+  await machine.must(`${install} --purge`);
+  assert.equal((await machine.run('getent passwd claude; test -e /home/claude')).status, 1);
 });
 
 onMachine('a login is offered, and copied when asked, through no link', async (machine) => {
@@ -266,6 +314,9 @@ onMachine('a login is offered, and copied when asked, through no link', async (m
 });
 
 onMachine('"curl … | sudo bash" takes the code from the address, also where the machine has no Node', async (machine) => {
+  // The Node this test runs on plays the one from npm.
+  const [major = ''] = process.versions.node.split('.');
+  await machine.must(`sed -i s/^node_major=.*/node_major=${major}/ /root/copy/install.sh`);
   await machine.must('cd /root && tar -czf /tmp/source.tar.gz copy && cp copy/install.sh /tmp/ && rm -rf copy');
   const nowhere = await machine.run('cd /tmp && cat install.sh | bash');
   assert.deepEqual([nowhere.status, /set CLAUDE_API_SOURCE/.test(nowhere.stderr)], [1, true]);
@@ -274,7 +325,7 @@ onMachine('"curl … | sudo bash" takes the code from the address, also where th
   // A Node of somebody's home is hidden from the service, and so does not count.
   await machine.must('cp -L /usr/local/bin/node /root/node && umount /usr/local/bin/node && rm -f /usr/local/bin/node /usr/bin/node && ln -s /root/node /usr/local/bin/node');
   const said = await machine.must('cd / && cat /tmp/install.sh | bash -s -- --port 9000', { CLAUDE_API_SOURCE: 'file:///tmp/source.tar.gz' });
-  assert.match(said, /installing Node\.js 24 into \/home\/claude\/claude-api\/node\n/);
+  assert.match(said, /installing Node\.js \d+ into \/home\/claude\/claude-api\/node\n/);
   assert.match(said, /answers at http:\/\/127\.0\.0\.1:9000/);
   assert.match(await machine.must(`readlink ${app}/current/bin/node`), /^\/home\/claude\/claude-api\/node\//);
   assert.match(await machine.must(`${app}/current/install.sh`), /nothing to change/);
