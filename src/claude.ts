@@ -50,7 +50,9 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
   await mkdir(usersDir, { recursive: true, mode: 0o700 });
   const pathVariable = config.childEnv['PATH'] ?? '';
   const setpriv = await findSetpriv(pathVariable);
-  const markerPrefix = createHash('sha256').update(await realpath(config.stateDir)).digest('hex').slice(0, 16) + '.';
+  const realStateDir = await realpath(config.stateDir);
+  const markerPrefix = createHash('sha256').update(realStateDir).digest('hex').slice(0, 16) + '.';
+  const configDir = config.childEnv['CLAUDE_CONFIG_DIR'] ?? '~/.claude';
   const env = cliEnvironment(config.childEnv);
   let started = 0;
 
@@ -67,7 +69,7 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
       });
       started += 1;
       return new Worker({
-        ...commandLine(setpriv, binary, cliArguments(config, resume?.sessionId)),
+        ...commandLine(setpriv, binary, cliArguments(config, deniedPaths(realStateDir, configDir, userId), resume?.sessionId)),
         env,
         cwd,
         marker: `${markerPrefix}${process.pid}.${started}.`,
@@ -84,8 +86,32 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
   };
 }
 
+/**
+ * Rules that keep one user's CLI from what all users share, whatever else is allowed. Without them the CLI by itself lets
+ * everybody read and write `agent-memory`, read `tasks` and `teams`, and tells which files other users have (measured).
+ * Not all of its folder: what it puts aside of long tool results lies in there too.
+ */
+export function deniedPaths(stateDir: string, configDir: string, userId: number): string[] {
+  const shared = ['agent-memory', 'tasks', 'teams', '.credentials.json'].map((name) => join(configDir, name));
+  const others = [join(stateDir, 'sessions'), ...otherNumbers(String(userId)).map((name) => join(stateDir, 'users', name))];
+  const unread = [...shared, ...others];
+  const unwritten = [...unread, join(configDir, 'projects')];
+  return [...unread.map((path) => `Read(${rulePath(path)})`), ...unwritten.map((path) => `Edit(${rulePath(path)})`)];
+}
+
+/** Patterns for every number but this one; rules have no exceptions, and `[!1]` is not understood there (measured). */
+function otherNumbers(own: string): string[] {
+  const prefixes = Array.from(own, (_, i) => own.slice(0, i));
+  return [...prefixes.slice(1), ...prefixes.map((prefix, i) => `${prefix}[${'0123456789'.replace(own[i] ?? '', '')}]*`), `${own}[0123456789]*`];
+}
+
+/** In a rule `//` is the root of the disk. */
+function rulePath(path: string): string {
+  return path.startsWith('/') ? `/${path}` : path;
+}
+
 /** The CLI's arguments. Each is one token, so that no value can be taken for another option. The prompt is never among them. */
-export function cliArguments(config: CliConfig, resumeId?: string): string[] {
+export function cliArguments(config: CliConfig, denied: readonly string[], resumeId?: string): string[] {
   return [
     '-p',
     '--input-format=stream-json',
@@ -97,6 +123,7 @@ export function cliArguments(config: CliConfig, resumeId?: string): string[] {
     `--setting-sources=${config.settingSources}`,
     '--strict-mcp-config',
     '--disable-slash-commands',
+    `--settings=${JSON.stringify({ permissions: { deny: denied } })}`,
     `--max-turns=${config.maxTurns}`,
     ...(config.model === undefined ? [] : [`--model=${config.model}`]),
     ...(config.allowedTools === '' ? [] : [`--allowedTools=${config.allowedTools}`]),

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { chmod, copyFile, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, readFile, realpath, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { fakeClaude, makeHome, noneLeft, processesOf, startServer, until, type Reply, type RunningServer } from './running-server.ts';
@@ -128,11 +128,17 @@ test('the CLI gets the prompt on stdin, single-token options, a built environmen
   assertAnswer(await server.chat({ prompt: '--version', user_id: 77 }), 'you said: --version');
   const [start] = await startsOf(server);
   assert.ok(start);
-  assert.deepEqual(start.argv, [
+  const settings = start.argv.find((argument) => argument.startsWith('--settings=')) ?? '';
+  assert.deepEqual(start.argv.filter((argument) => argument !== settings), [
     '-p', '--input-format=stream-json', '--output-format=stream-json', '--verbose', '--include-partial-messages',
     '--tools=Read,Write,Edit,Glob,Grep', '--permission-mode=acceptEdits', '--setting-sources=user', '--strict-mcp-config',
     '--disable-slash-commands', '--max-turns=50', '--model=sonnet', '--allowedTools=WebFetch',
   ]);
+  const { deny } = (JSON.parse(settings.replace('--settings=', '')) as { permissions: { deny: string[] } }).permissions;
+  const others = `/${await realpath(server.home)}/state/users`;
+  for (const path of ['~/.claude/agent-memory', `${others}/7`, `${others}/[012345689]*`, `${others}/7[012345689]*`, `${others}/77[0123456789]*`]) {
+    assert.ok(deny.includes(`Read(${path})`) && deny.includes(`Edit(${path})`), `${path} is not among ${deny.join(' ')}`);
+  }
   assert.equal(start.cwd, join(server.home, 'state/users/77'));
   assert.equal(start.env['ANTHROPIC_API_KEY'], 'made-up');
   assert.equal(start.env['CLAUDE_CODE_DISABLE_ATTACHMENTS'], '1');

@@ -1,9 +1,10 @@
+import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { TestContext } from 'node:test';
-import { until } from './running-server.ts';
+import { until, type Reply, type RunningServer } from './running-server.ts';
 
 export type Json = Readonly<Record<string, unknown>>;
 export type ToolCall = { readonly name: string; readonly input: Json };
@@ -197,6 +198,28 @@ export function toolResultsOf({ body }: ApiRequest): Array<{ readonly text: stri
     .flatMap((message) => asList(message['content']).map(asJson))
     .filter((block) => block['type'] === 'tool_result')
     .map((block) => ({ text: stringsIn(block['content']).join('\n'), isError: block['is_error'] === true }));
+}
+
+export interface Attempt {
+  readonly sessionId: string;
+  /** What came of each call, in order. */
+  readonly results: ReturnType<typeof toolResultsOf>;
+}
+
+/** One turn in which the model makes these calls, so many in one message, and then gives up. */
+export async function attempt(api: MessagesApi, server: RunningServer, calls: readonly ToolCall[], body: Json = {}, atOnce = 1): Promise<Attempt> {
+  let made = 0;
+  api.script = () => {
+    const next = calls.slice(made, made + atOnce);
+    made += next.length;
+    return next.length === 0 ? say('I give up') : callTools(next);
+  };
+  const reply: Reply = await server.chat({ prompt: 'do as you like', ...body });
+  assert.equal(reply.status, 200, JSON.stringify(reply.body));
+  assert.equal(reply.body['content'], 'I give up');
+  const results = toolResultsOf(api.turns.at(-1) ?? assert.fail('nothing was asked'));
+  assert.ok(results.length >= calls.length, 'a result for every call');
+  return { sessionId: String(reply.body['session_id']), results: results.slice(results.length - calls.length) };
 }
 
 /** The names of the tools the model is offered. */

@@ -3,7 +3,7 @@ import { execFile } from 'node:child_process';
 import { access, chmod, mkdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
-import { anthropicKey, callTools, cliEnv, hang, holds, say, startMessagesApi, toolNamesOf, toolResultsOf, type ApiRequest, type Json, type ToolCall } from '../messages-api.ts';
+import { anthropicKey, attempt as attemptOn, callTools, cliEnv, hang, holds, say, startMessagesApi, toolNamesOf, toolResultsOf, type ApiRequest, type Json, type ToolCall } from '../messages-api.ts';
 import { apiKey, makeHome, startServer, testWithRealClis, until } from '../running-server.ts';
 
 const foreign = {
@@ -94,20 +94,7 @@ testWithRealClis('a hostile model', async (t, binary, version) => {
   await symlink('../2', join(folder, 'linked'));
   const server = await startServer(t, { ...cliEnv(binary, api), CLAUDE_MAX_TURNS: '100' }, home);
 
-  /** One turn in which the model makes these calls one after another; gives what came of each. */
-  const attempt = async (calls: readonly ToolCall[]): Promise<ReturnType<typeof toolResultsOf>> => {
-    let made = 0;
-    api.script = () => {
-      const call = calls[made++];
-      return call === undefined ? say('I give up') : callTools([call]);
-    };
-    const reply = await server.chat({ prompt: 'do as you like' });
-    assert.equal(reply.status, 200, JSON.stringify(reply.body));
-    assert.equal(reply.body['content'], 'I give up');
-    const results = toolResultsOf(api.turns.at(-1) ?? assert.fail('nothing was asked'));
-    assert.equal(results.length, calls.length, 'a result for every call');
-    return results;
-  };
+  const attempt = async (calls: readonly ToolCall[]) => (await attemptOn(api, server, calls)).results;
   const obeyed = async (attempts: Readonly<Record<string, ToolCall>>): Promise<string[]> => {
     const results = await attempt(Object.values(attempts));
     return Object.keys(attempts).flatMap((name, i) => (results[i]?.isError === true ? [] : [`${name}: ${results[i]?.text.slice(0, 200)}`]));
