@@ -33,7 +33,10 @@ interface Timeouts {
   readonly headersMs: number;
   /** The whole request, body included. */
   readonly requestMs: number;
-  /** How long an idle connection stays; above nginx's 60 s, so that it never reuses one we are just closing. */
+  /**
+   * How long a connection stays on which nothing moves: an idle one, and one whose finished answer nobody takes. Above
+   * nginx's 60 s, so that it never reuses one we are just closing.
+   */
   readonly keepAliveMs: number;
   readonly checkEveryMs: number;
   readonly heartbeatMs: number;
@@ -59,8 +62,7 @@ export function createHttpServer(options: ServerOptions): Server {
     // Node's own answer to a missing Host has no body; ours says what is wrong.
     requireHostHeader: false,
   });
-  // A turn may be silent for as long as CLAUDE_TIMEOUT_SECONDS says.
-  server.timeout = 0;
+  server.timeout = timeouts.keepAliveMs;
   const answering = new WeakMap<Duplex, Exchange>();
 
   const onRequest = (req: IncomingMessage, res: ServerResponse): void => {
@@ -72,6 +74,11 @@ export function createHttpServer(options: ServerOptions): Server {
     });
     // A reset connection shows here as well as in the body's reader; it needs no second answer.
     res.on('error', () => {});
+    res.on('timeout', () => {
+      // A turn may be silent for as long as CLAUDE_TIMEOUT_SECONDS says. Node's timer goes off once, so it is wound up again.
+      if (res.writableEnded) req.socket.destroy();
+      else req.socket.setTimeout(timeouts.keepAliveMs);
+    });
     setCommonHeaders(exchange, options.corsOrigins);
     route(exchange, options, timeouts.heartbeatMs).catch((error: unknown) => sendProblem(exchange, toProblem(error), options.log));
   };

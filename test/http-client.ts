@@ -53,6 +53,11 @@ export class Connection {
     return new Promise((resolve) => this.#socket.write(bytes, () => resolve()));
   }
 
+  /** Takes nothing more; what the server sends stays in its hands once the buffers between are full. */
+  stopReading(): void {
+    this.#socket.pause();
+  }
+
   /** Leaves without a word, as a killed program does. */
   hangUp(): void {
     this.#socket.destroy();

@@ -28,6 +28,7 @@ class Stage {
   readonly signals: AbortSignal[] = [];
   logText = '';
   port = 0;
+  connections = 0;
   readonly #t: TestContext;
 
   constructor(t: TestContext) {
@@ -73,6 +74,10 @@ async function start(t: TestContext, { run = async () => answer, ...options }: P
     corsOrigins: [],
     log: createLog('json', (line) => (stage.logText += line)),
     ...options,
+  });
+  server.on('connection', (socket) => {
+    stage.connections += 1;
+    socket.on('close', () => (stage.connections -= 1));
   });
   t.after(() => {
     server.closeAllConnections();
@@ -1243,6 +1248,47 @@ test('a slow reader gets every letter in far fewer events, and nobody waits for 
   assert.deepEqual(events.at(-1), { name: 'result', data: answerJson });
   assert.equal(events.filter(({ name }) => ['result', 'error'].includes(name)).length, 1);
   assert.ok(events.length < count / 2, `${events.length} events`);
+});
+
+for (const accept of ['application/json', 'text/event-stream']) {
+  test(`a caller who never reads its finished answer (${accept}) is cut off, though not while the turn runs`, async (t) => {
+    const turn = latch();
+    const stage = await start(t, {
+      timeouts: { keepAliveMs: 100 },
+      run: async (_request, _signal, onEvent) => {
+        onEvent({ type: 'session', sessionId: 's-1' });
+        onEvent({ type: 'delta', text: 'x'.repeat(20_000_000) });
+        await turn.opened;
+        return { ...answer, content: 'x'.repeat(20_000_000) };
+      },
+    });
+    const connection = await stage.connect();
+    connection.stopReading();
+    connection.send(chat(good, [withKey, asJson, `Accept: ${accept}`]));
+    const signal = await until('the turn', () => stage.signals[0]);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    assert.equal(signal.aborted, false);
+    turn.open();
+    await until('the connection to be closed', () => (stage.connections === 0 ? true : undefined));
+  });
+}
+
+test('a caller who reads a finished answer slowly gets all of it', async (t) => {
+  const content = 'x'.repeat(40_000_000);
+  const stage = await start(t, { timeouts: { keepAliveMs: 3000 }, run: async () => ({ ...answer, content }) });
+  const response = await paused(t, stage.port, JSON.stringify(good));
+  let bytes = 0;
+  let pauses = 0;
+  await within('the whole answer', 30_000, (async () => {
+    for await (const part of response) {
+      bytes += (part as Buffer).length;
+      // Together the pauses are longer than the time limit.
+      if (bytes < 2_500_000 * (pauses + 1)) continue;
+      pauses += 1;
+      await new Promise((resolve) => setTimeout(resolve, 250));
+    }
+  })());
+  assert.ok(bytes > content.length && pauses > 14, `${bytes} bytes, ${pauses} pauses`);
 });
 
 /** The streamed answer to a chat, with nothing of it read yet. */
