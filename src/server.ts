@@ -63,7 +63,11 @@ export function createHttpServer(options: ServerOptions): Server {
     requireHostHeader: false,
   });
   server.timeout = timeouts.keepAliveMs;
+  // Node drops what comes after some 1,000 headers without a word; their 16 KiB are limit enough.
+  server.maxHeadersCount = 0;
   const answering = new WeakMap<Duplex, Exchange>();
+  // Connections on which nothing can be understood any more.
+  const refused = new WeakSet<Duplex>();
 
   const onRequest = (req: IncomingMessage, res: ServerResponse): void => {
     const exchange = { req, res, requestId: requestIdOf(req) };
@@ -82,26 +86,32 @@ export function createHttpServer(options: ServerOptions): Server {
     setCommonHeaders(exchange, options.corsOrigins);
     route(exchange, options, timeouts.heartbeatMs).catch((error: unknown) => sendProblem(exchange, toProblem(error), options.log));
   };
+  const refuse = (socket: Duplex, problem: Problem): void => {
+    if (!socket.writable) return;
+    options.log('info', 'request', { status: problem.status, code: problem.code });
+    socket.end(rawAnswer(problem));
+  };
   server.on('request', onRequest);
   server.on('checkContinue', onRequest);
   server.on('checkExpectation', onRequest);
   server.on('clientError', (error: NodeJS.ErrnoException, socket) => {
     const problem = connectionProblem(error.code);
     const exchange = answering.get(socket);
-    const isGone = error.code === 'ECONNRESET' || !socket.writable || (exchange !== undefined && socket.readableEnded);
-    if (isGone) {
+    const isRepeated = refused.has(socket) || !socket.writable;
+    refused.add(socket);
+    const isGone = error.code === 'ECONNRESET' || (exchange !== undefined && socket.readableEnded);
+    if (isGone || (isRepeated && exchange === undefined && problem.code === 'request_timeout')) {
       socket.destroy();
+    } else if (isRepeated) {
+      // Whatever else it sends passes by unheard: closing now would reset the connection, and the answers under way with it.
     } else if (exchange === undefined) {
-      options.log('info', 'request', { status: problem.status, code: problem.code });
-      socket.end(rawAnswer(problem));
-    } else if (exchange.req.complete) {
-      // The trouble is behind a whole request (its Content-Length counts characters, say): that one is still answered.
-      if (!exchange.res.headersSent) exchange.res.setHeader('Connection', 'close');
+      refuse(socket, problem);
     } else if (exchange.res.headersSent) {
-      socket.destroy();
+      exchange.res.on('close', () => refuse(socket, problem));
     } else {
       exchange.res.setHeader('Connection', 'close');
-      sendProblem(exchange, problem, options.log);
+      // Behind a whole request (its Content-Length counts characters, say) the trouble is not that one's: it is still answered.
+      if (!exchange.req.complete) sendProblem(exchange, problem, options.log);
     }
   });
   return server;
@@ -216,6 +226,8 @@ function levelOf(problem: Problem): Level {
 }
 
 function sendProblem(exchange: Exchange, problem: Problem, log: Log): void {
+  // Refused by its head, while its body turned out to be garbage: one answer is enough.
+  if (exchange.res.writableEnded) return;
   const event = problem.status === 401 ? 'auth_failed' : 'request';
   log(levelOf(problem), event, {
     request: exchange.requestId,

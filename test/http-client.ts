@@ -110,7 +110,7 @@ export class Connection {
 
 /** An open connection to a port of this machine; closed at the end of the test. */
 export async function openConnection(t: TestContext, port: number, options: { readonly allowHalfOpen?: boolean } = {}): Promise<Connection> {
-  const socket = connect({ port, host: '127.0.0.1', ...options });
+  const socket = connect({ port, host: '127.0.0.1', noDelay: true, ...options });
   const connection = new Connection(socket);
   t.after(() => connection.hangUp());
   await within('a connection', 10_000, new Promise<void>((resolve, reject) => socket.once('connect', resolve).once('error', reject)));

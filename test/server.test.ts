@@ -734,6 +734,13 @@ test('garbage: a caller who keeps its side open is cut off all the same', async 
   });
 });
 
+test('none of very many headers is overlooked', async (t) => {
+  const stage = await start(t);
+  const many = Array<string>(1500).fill('x:');
+  assert.equal((await stage.ask(chat(good, [...many, withKey, asJson]))).status, 200);
+  await assertProblem(stage, chat(good, [withKey, ...many, withKey]), 401, 'invalid_api_key');
+});
+
 test('headers over 16 KiB are refused', async (t) => {
   const stage = await start(t);
   const connection = await stage.connect();
@@ -803,6 +810,57 @@ test('a body that is not what its headers say is answered with a problem', async
   assert.deepEqual([reply.status, problemIn(reply)['code'], reply.headers.get('connection')], [400, 'malformed_request', 'close']);
   assert.equal(await connection.ended(), '');
   await stage.ask(requestBytes('GET /health'));
+  assert.equal(stage.lines.length, 1);
+});
+
+test('a request refused by its head, with a body that is garbage, costs the ones before it nothing, and is logged once', async (t) => {
+  const turn = latch();
+  const stage = await start(t, { run: () => turn.opened.then(() => answer) });
+  const connection = await stage.connect();
+  connection.send(Buffer.concat([chat(), chat('zz\r\n', [asJson, 'Transfer-Encoding: chunked', 'X-Request-Id: r-2'])]));
+  await until('the turn', () => stage.signals[0]);
+  await stage.ask(requestBytes('GET /health'));
+  turn.open();
+  assert.equal((await connection.answer('the answer to the first request')).status, 200);
+  const reply = await connection.answer('the refusal');
+  assert.deepEqual([reply.status, reply.headers.get('connection')], [400, 'close']);
+  assert.equal(await connection.ended(), '');
+  assert.equal(stage.lines.filter((line) => line['request'] === 'r-2').length, 1);
+});
+
+test('what comes behind garbage does not cost the requests before it their answers', async (t) => {
+  for (const broken of ['zz\r\n', chunked('{}')]) {
+    const turn = latch();
+    const stage = await start(t, { run: () => turn.opened.then(() => answer) });
+    const connection = await stage.connect();
+    connection.send(chat());
+    await until('the turn', () => stage.signals[0]);
+    // Refused while it comes, in the other case before the garbage does.
+    connection.send(chat(broken, [asJson, 'Transfer-Encoding: chunked']));
+    for (let i = 0; i < 3; i += 1) {
+      await stage.ask(requestBytes('GET /health'));
+      connection.send('garbage\r\n\r\n');
+    }
+    await stage.ask(requestBytes('GET /health'));
+    assert.equal(stage.signals[0]?.aborted, false);
+    turn.open();
+    assert.equal((await connection.answer('the answer to the first request')).status, 200);
+    assert.equal((await connection.answer('the refusal')).status, broken.startsWith('zz') ? 400 : 401);
+    await connection.ended();
+  }
+});
+
+test('a caller who still sends while it is refused gets the refusal, not a reset', async (t) => {
+  const stage = await start(t);
+  const connection = await stage.connect({ allowHalfOpen: true });
+  connection.send(`GET /health HTTP/1.1\r\nHost: test\r\nX-Big: ${'x'.repeat(17 * 1024)}`);
+  await connection.received('headers_too_large');
+  for (let i = 0; i < 5; i += 1) {
+    await connection.send('x'.repeat(10_000));
+    await stage.ask(requestBytes('GET /health'));
+  }
+  assert.equal((await connection.answer('431')).status, 431);
+  assert.equal(connection.isReset, false);
   assert.equal(stage.lines.length, 1);
 });
 
