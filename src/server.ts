@@ -272,6 +272,8 @@ function sendOptions(res: ServerResponse, methods: readonly string[]): void {
 function setCommonHeaders({ req, res, requestId }: Exchange, corsOrigins: readonly string[]): void {
   res.setHeader('X-Request-Id', requestId);
   res.setHeader('X-Content-Type-Options', 'nosniff');
+  // Node drops what it has read behind a request to upgrade, also where nobody upgrades: no next request may be begun there.
+  if (req.headers.upgrade !== undefined) res.setHeader('Connection', 'close');
   if (corsOrigins.length === 0) return;
   const isOpen = corsOrigins.includes('*');
   if (!isOpen) res.setHeader('Vary', 'Origin');

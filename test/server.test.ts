@@ -277,6 +277,14 @@ test('an Upgrade is ignored', async (t) => {
   assert.equal((await stage.ask(requestBytes('GET /health', ['Connection: Upgrade', 'Upgrade: websocket']))).status, 200);
 });
 
+test('what is sent behind an ignored Upgrade is not lost in silence: the connection ends', async (t) => {
+  const stage = await start(t);
+  const connection = await stage.connect();
+  connection.send(Buffer.concat([requestBytes('GET /health', ['Connection: Upgrade', 'Upgrade: h2c']), requestBytes('GET /health')]));
+  assert.equal((await connection.answer('the answer')).headers.get('connection'), 'close');
+  assert.equal(await connection.ended(), '');
+});
+
 // ---- health
 
 test('/health answers these bytes to everybody', async (t) => {
