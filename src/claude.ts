@@ -52,7 +52,7 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
   const setpriv = await findSetpriv(pathVariable);
   const realStateDir = await realpath(config.stateDir);
   const markerPrefix = createHash('sha256').update(realStateDir).digest('hex').slice(0, 16) + '.';
-  const configDir = config.childEnv['CLAUDE_CONFIG_DIR'] ?? '~/.claude';
+  const configDir = config.childEnv['CLAUDE_CONFIG_DIR'] || '~/.claude';
   const env = cliEnvironment(config.childEnv);
   let started = 0;
 
