@@ -18,6 +18,7 @@ function ask(port: number): Promise<number> {
 const ports = process.argv.slice(2).map(Number);
 let isOver = false;
 process.once('message', () => (isOver = true));
+process.once('disconnect', () => process.exit());
 if (ports.length === 0) {
   const bare = createServer((_, res) => res.writeHead(200, { 'Content-Type': 'application/json' }).end('{"status":"ok"}'));
   bare.listen(0, '127.0.0.1', () => process.send?.((bare.address() as AddressInfo).port));
