@@ -214,7 +214,7 @@ testWithRealClis('an end user who tries everything', async (t, binary, version) 
     const statuses = async (ids: readonly unknown[]) => (await Promise.all(ids.map((id) => server.chat({ prompt: 'hello', user_id: 12, session_id: id })))).map(({ status }) => status);
     assert.deepEqual(await statuses(strange), strange.map(() => 422));
     // The record that was put there is no record of ours.
-    assert.deepEqual(await statuses(unknown), unknown.map((id) => (id === 'record' ? 500 : 404)));
+    assert.deepEqual(await statuses(unknown), unknown.map((id) => (id === 'record' ? 503 : 404)));
     assert.equal(api.requests.length, askedBefore, 'no process was started');
     assert.equal((await server.chat({ prompt: 'still here', user_id: 12, session_id: own })).status, 200);
     assert.deepEqual(promptsOf(api.turns.at(-1) ?? assert.fail()), ['MINE', 'still here']);
