@@ -100,7 +100,7 @@ export function problemOfEnd(exit: ExitStatus | undefined, hasBegun: boolean): P
 
 /** Whether the program could not be run at all: missing, not executable, no interpreter. */
 function isLaunchFailure(exit: ExitStatus): boolean {
-  if (exit.spawnError !== undefined) return ['ENOENT', 'EACCES', 'ENOEXEC', 'ENOTDIR', 'EPERM', 'ELOOP'].includes(exit.spawnError);
+  if (exit.spawnError !== undefined) return ['ENOENT', 'EACCES', 'ENOEXEC', 'ENOTDIR', 'EPERM', 'ELOOP', 'ETXTBSY'].includes(exit.spawnError);
   // setpriv and env answer a program they cannot run with these, as a shell does.
   return exit.code === 126 || exit.code === 127;
 }

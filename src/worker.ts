@@ -83,12 +83,7 @@ export class Worker {
   constructor(launch: Launch) {
     this.#marker = launch.marker;
     this.#resumedTotalUsd = launch.resumedTotalUsd;
-    this.#child = spawn(launch.command, launch.args, {
-      cwd: launch.cwd,
-      env: { ...launch.env, [markerName]: launch.marker },
-      stdio: ['pipe', 'pipe', 'pipe'],
-      detached: true,
-    });
+    this.#child = spawnCli(launch);
     this.exited = new Promise((resolve) => this.#watch(resolve));
     // Without a descriptor left there are no pipes either, whatever the types say.
     if (this.#child.stdin === undefined) throw noRoom();
@@ -297,6 +292,17 @@ export class Worker {
   }
 }
 
-function codeOf(error: Error): string {
-  return 'code' in error && typeof error.code === 'string' ? error.code : '';
+function spawnCli({ command, args, env, cwd, marker }: Launch): ChildProcessByStdio<Writable, Readable, Readable> {
+  try {
+    return spawn(command, args, { cwd, env: { ...env, [markerName]: marker }, stdio: ['pipe', 'pipe', 'pipe'], detached: true });
+  } catch (error) {
+    // Node tells some failures by an event and throws others, such as ENOMEM, at once. Too long settings stay so.
+    const spawnError = codeOf(error);
+    if (spawnError === 'E2BIG') throw error;
+    throw problemOfEnd({ code: null, signal: null, spawnError }, false).with({ cause: error });
+  }
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : '';
 }

@@ -1,0 +1,35 @@
+import assert from 'node:assert/strict';
+import childProcess from 'node:child_process';
+import { syncBuiltinESMExports } from 'node:module';
+import { test } from 'node:test';
+import { Problem } from '../src/problem.ts';
+import { Worker } from '../src/worker.ts';
+
+const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', resumedTotalUsd: 0 };
+
+// Node tells of a missing program by an event, and throws these from spawn itself.
+for (const [code, expected] of [['ENOMEM', 'busy'], ['ETXTBSY', 'claude_not_found'], ['ENOEXEC', 'claude_not_found'], ['ENOTDIR', 'claude_not_found']] as const) {
+  test(`a start that fails at once with ${code} is ${expected}, not a bug`, (t) => {
+    t.mock.method(childProcess, 'spawn', () => {
+      throw Object.assign(new Error(`spawn ${code}`), { code });
+    });
+    syncBuiltinESMExports();
+    t.after(() => {
+      t.mock.restoreAll();
+      syncBuiltinESMExports();
+    });
+    assert.throws(() => new Worker(launch), (error) => {
+      assert.ok(error instanceof Problem, String(error));
+      assert.deepEqual([error.code, String(error.extras.cause)], [expected, `Error: spawn ${code}`]);
+      return true;
+    });
+  });
+}
+
+test('a program below a file cannot be run', () => {
+  assert.throws(() => new Worker({ ...launch, command: '/etc/passwd/claude' }), { code: 'claude_not_found' });
+});
+
+test('settings that are longer than the kernel takes are an error that names it', () => {
+  assert.throws(() => new Worker({ ...launch, command: '/bin/true', env: { ANTHROPIC_CUSTOM_HEADERS: 'x'.repeat(200_000) } }), { code: 'E2BIG' });
+});
