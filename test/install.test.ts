@@ -146,7 +146,8 @@ onMachine('an update that is interrupted goes back to the old version, at once o
     await machine.must(`setsid /root/hanging/install.sh > /run/stub/said 2>&1 & pid=$!; until [ -L ${app}/previous ]; do sleep 0.1; done; sleep 1; kill -${signal} $pid; wait $pid; true`);
     if (signal === 'KILL') {
       assert.notEqual(await machine.must(`readlink ${app}/current`), release);
-      await machine.must(install);
+      // What it was just running ends by itself a little later, and holds the lock until then.
+      await machine.must(`flock /run/claude-api-install.lock true; ${install}`);
     }
     assert.equal(await machine.must(`readlink ${app}/current; ls -A ${app}/releases | wc -l; test -e ${app}/previous || echo gone`), `${release}\n1\ngone`, signal);
     assert.equal(await machine.must('curl -s 127.0.0.1:8001/health'), '{"status":"ok"}', signal);
