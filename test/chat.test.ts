@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { chmod, copyFile, mkdir, readFile, realpath, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { fakeClaude, makeHome, noneLeft, processesOf, startServer, until, type Reply, type RunningServer } from './running-server.ts';
+import { openConnection, requestBytes } from './http-client.ts';
+import { apiKey, fakeClaude, makeHome, noneLeft, processesOf, startServer, until, type Reply, type RunningServer } from './running-server.ts';
 
 const turnCostUsd = 0.25;
 // One process a turn, so that a test knows which processes there are.
@@ -111,14 +112,15 @@ test('twenty turns of one session sent at once are answered in order', async (t)
   const server = await startServer(t);
   const first = await server.chat({ prompt: 'start' });
   const prompts = Array.from({ length: 20 }, (_, i) => `turn ${i}`);
-  const replies = await Promise.all(
-    prompts.map(async (prompt, i) => {
-      // Each request reaches the server before the next one is sent.
-      await new Promise((resolve) => setTimeout(resolve, i * 10));
-      return server.chat({ prompt, session_id: idOf(first) });
-    }),
-  );
-  replies.forEach((reply, i) => assertAnswer(reply, `you said: turn ${i}`));
+  const connection = await openConnection(t, server.port);
+  const headers = [`Authorization: Bearer ${apiKey}`, 'Content-Type: application/json'];
+  const requests = prompts.map((prompt) => requestBytes('POST /api/v1/chat', headers, JSON.stringify({ prompt, user_id: 1, session_id: idOf(first) })));
+  // On one connection, so that they certainly arrive in this order.
+  await connection.send(Buffer.concat(requests));
+  for (const prompt of prompts) {
+    const { status, body } = await connection.answer(prompt);
+    assert.deepEqual([status, (JSON.parse(body) as Record<string, unknown>)['content']], [200, `you said: ${prompt}`]);
+  }
   const history = await server.chat({ prompt: 'play history', session_id: idOf(first) });
   assertAnswer(history, JSON.stringify(['start', ...prompts, 'play history']));
 });

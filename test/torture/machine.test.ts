@@ -5,7 +5,7 @@ import { chmod, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { Agent, request } from 'node:http';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { apiKey, makeHome, startServer, until, type Reply, type RunningServer } from '../running-server.ts';
+import { apiKey, makeHome, startServer, type Reply, type RunningServer, type StreamEvent } from '../running-server.ts';
 
 const isRoot = process.getuid?.() === 0;
 const needsRoot = { skip: !isRoot && 'needs root' };
@@ -158,11 +158,13 @@ test('a CLI ended for want of memory is an error of its turn only, and its dialo
   const server = await startServer(t);
   const { session_id: sessionId } = (await server.chat({ prompt: 'before' })).body;
   const { body: pid } = await server.chat({ prompt: 'play pid', session_id: sessionId });
-  const asked = server.chat({ prompt: 'play slow 20000', session_id: sessionId });
-  await until('the turn to run', async () => (((await (await server.request('/health')).json()) as Record<string, unknown>)['running'] === 1 ? true : undefined));
-  process.kill(Number(pid['content']), 'SIGKILL');
-  const reply = await asked;
-  assert.deepEqual([reply.status, reply.body['code'], reply.body['session_id']], [502, 'claude_failed', sessionId]);
-  assert.match(String(reply.body['detail']), /was ended by SIGKILL/);
+  let last: StreamEvent | undefined;
+  for await (const event of server.stream({ prompt: 'play slow 20000', session_id: sessionId })) {
+    // The turn has begun, in the process of the one before.
+    if (event.name === 'session') process.kill(Number(pid['content']), 'SIGKILL');
+    last = event;
+  }
+  assert.deepEqual([last?.name, last?.data['status'], last?.data['code'], last?.data['session_id']], ['error', 502, 'claude_failed', sessionId]);
+  assert.match(String(last?.data['detail']), /was ended by SIGKILL/);
   assert.equal((await server.chat({ prompt: 'on', session_id: sessionId })).status, 200);
 });
