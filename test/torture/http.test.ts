@@ -1,0 +1,230 @@
+import assert from 'node:assert/strict';
+import { readdir, readFile } from 'node:fs/promises';
+import { connect, type Socket } from 'node:net';
+import { test } from 'node:test';
+import { amount, randomOf, seededRandom } from '../random.ts';
+import { noneLeft, startServer, until, within, type RunningServer } from '../running-server.ts';
+import { Chance } from './chance.ts';
+import { AnswerReader, checkAnswer, nameOf, type Answer } from './http-answers.ts';
+import { maxBodyBytes, type World } from './http-bodies.ts';
+import { allowedOrigin, makeRequest, type Sent } from './http-requests.ts';
+
+const answerMs = 30_000;
+
+/** How the client of one connection behaves: `wait` reads every answer, the others leave before. */
+type End = 'wait' | 'fin' | 'reset in mid-request' | 'reset after a while' | 'reset at the first byte';
+type Pace = 'at once' | 'in pieces' | 'one by one';
+
+class Client {
+  readonly reader = new AnswerReader();
+  isReset = false;
+  readonly #socket: Socket;
+  #wake = (): void => {};
+
+  constructor(port: number) {
+    this.#socket = connect({ port, host: '127.0.0.1', noDelay: true, allowHalfOpen: true });
+    this.#socket.on('data', (chunk: Buffer) => {
+      this.reader.push(chunk);
+      this.#wake();
+    });
+    this.#socket.on('error', () => (this.isReset = true));
+    for (const event of ['end', 'close'] as const) {
+      this.#socket.on(event, () => {
+        this.reader.isEnded = true;
+        this.#wake();
+      });
+    }
+  }
+
+  write(bytes: Buffer): void {
+    if (this.#socket.writable) this.#socket.write(bytes);
+  }
+
+  /** Waits for the next bytes, or for the end. */
+  async news(label: string): Promise<void> {
+    if (this.reader.isEnded) return;
+    await within(label, answerMs, new Promise<void>((resolve) => (this.#wake = resolve)));
+  }
+
+  /** The next answer; undefined when the connection ended instead. */
+  async answer(label: string, isToHead: boolean): Promise<Answer | undefined> {
+    for (;;) {
+      const answer = this.reader.take(isToHead);
+      if (answer !== undefined || this.reader.isEnded) return answer;
+      await this.news(label);
+    }
+  }
+
+  async ended(label: string): Promise<void> {
+    while (!this.reader.isEnded) await this.news(label);
+  }
+
+  finish(): void {
+    this.#socket.end();
+  }
+
+  reset(): void {
+    this.#socket.resetAndDestroy();
+  }
+
+  close(): void {
+    this.#socket.destroy();
+  }
+}
+
+const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Plays one connection with up to `most` requests; counts what was answered. */
+async function playConnection(chance: Chance, port: number, world: World, most: number, tally: Map<string, number>): Promise<number> {
+  const requests: Sent[] = [];
+  do requests.push(makeRequest(chance, world));
+  while (requests.length < most && requests.at(-1)?.isUnfinished === false && chance.is(0.65));
+  const end: End = chance.is(0.72) ? 'wait' : chance.pick(['fin', 'reset in mid-request', 'reset in mid-request', 'reset after a while', 'reset at the first byte']);
+  const pace: Pace = chance.pick(['at once', 'in pieces', 'one by one']);
+  const client = new Client(port);
+  try {
+    if (end === 'reset in mid-request') {
+      const bytes = Buffer.concat(requests.map((sent) => sent.bytes));
+      await send(client, chance, bytes.subarray(0, chance.int(0, bytes.length)), pace);
+      client.reset();
+    } else if (end === 'wait' && pace === 'one by one') {
+      await playOneByOne(client, requests, tally);
+    } else {
+      const sending = send(client, chance, Buffer.concat(requests.map((sent) => sent.bytes)), pace);
+      if (end === 'wait') await readAll(client, requests, false, tally);
+      await sending;
+      if (end === 'fin') {
+        client.finish();
+        await readAll(client, requests, true, tally);
+      }
+      if (end === 'reset after a while') await pause(chance.int(0, 60));
+      if (end === 'reset at the first byte' && client.reader.unread === '' && requests.every((sent) => !sent.isUnfinished)) await client.news('the first byte');
+      client.reset();
+    }
+  } catch (error) {
+    const shown = requests.map((sent) => JSON.stringify(sent.bytes.toString('latin1').replace(/(.{1,5}?)\1{20,}/gs, '$1…').slice(0, 1000))).join('\n');
+    throw new Error(`${end}, ${pace}: ${String(error)}\nunread: ${JSON.stringify(client.reader.unread.slice(0, 500))}\n${shown}`, { cause: error });
+  } finally {
+    client.close();
+  }
+  return requests.length;
+}
+
+async function send(client: Client, chance: Chance, bytes: Buffer, pace: Pace): Promise<void> {
+  for (const piece of pace === 'at once' ? [bytes] : chance.pieces(bytes, 12)) {
+    client.write(piece);
+    if (pace !== 'at once' && chance.is(0.5)) await pause(chance.int(0, 4));
+  }
+}
+
+/** Sends a request when the one before is answered; a body only when it is asked for, where it waits to be. */
+async function playOneByOne(client: Client, requests: readonly Sent[], tally: Map<string, number>): Promise<void> {
+  for (const sent of requests) {
+    client.write(sent.mayContinue ? sent.bytes.subarray(0, sent.headBytes) : sent.bytes);
+    if (sent.mayContinue) {
+      await client.news('100 Continue, or a refusal');
+      client.write(sent.bytes.subarray(sent.headBytes));
+    }
+    await readAll(client, [sent], false, tally);
+    if (client.reader.isEnded) return;
+  }
+}
+
+/** Reads the answers to these requests in their order, and checks that nothing else comes. */
+async function readAll(client: Client, requests: readonly Sent[], hasLeft: boolean, tally: Map<string, number>): Promise<void> {
+  let mayEnd = hasLeft;
+  let mustEnd = false;
+  let garbage: readonly string[] = [];
+  const isCut = requests.some((sent) => sent.mayBeCut);
+  // A server that ends a connection on which more is coming resets it, and with it the answers not yet read (RFC 9112 section 9.6).
+  const mayReset = requests.some((sent, i) => sent.ends !== 'no' && !(sent.isUnheard && i === 0));
+  for (const [i, sent] of requests.entries()) {
+    if (sent.right.length === 0 && !sent.mayBeCut && !hasLeft) return;
+    const label = `answer ${i + 1} of ${requests.length}`;
+    // What answers garbage has a body.
+    const isToHead = sent.isHead && garbage.length === 0;
+    let answer = await client.answer(label, isToHead);
+    while (answer?.status === 100 && sent.mayContinue) answer = await client.answer(label, isToHead);
+    if (answer === undefined) {
+      assert.ok(mayEnd || isCut || (mayReset && client.isReset), `the connection ended before ${label}`);
+      mustEnd = true;
+      break;
+    }
+    if (garbage.includes(nameOf(answer))) return client.ended('the end after garbage');
+    // Where its end is the connection's, nobody can tell whether all of it came.
+    if (hasLeft && !answer.headers.has('content-length') && !answer.headers.has('transfer-encoding') && answer.status === 200) return;
+    // Its right answers are those of a request that arrived in full.
+    const name = hasLeft && sent.right.length === 0 ? assert.match(nameOf(answer), /^40[08] /) ?? '' : checkAnswer(sent, answer);
+    tally.set(name, (tally.get(name) ?? 0) + 1);
+    const isClosing = answer.headers.get('connection') === 'close';
+    if (isClosing) assert.ok(hasLeft || requests.slice(i).some(({ ends }) => ends !== 'no'), `${label} ends the connection`);
+    if (sent.ends !== 'no') mayEnd = true;
+    if (sent.leavesGarbage) garbage = ['400 malformed_request', '431 headers_too_large'];
+    if (isClosing || sent.ends === 'yes') {
+      mustEnd = true;
+      if (isClosing) break;
+    }
+  }
+  if (requests.some(({ isUnfinished }) => isUnfinished) && !mustEnd) return;
+  if (!mustEnd && !hasLeft) return assert.equal(client.reader.unread, '', 'more than the answers');
+  await client.ended('the server to end the connection');
+  if (!hasLeft && !isCut && garbage.length === 0) assert.equal(client.reader.unread, '', 'more than the answers');
+}
+
+async function statusOf(server: RunningServer): Promise<Record<string, unknown>> {
+  return (await (await server.request('/health', { headers: { Connection: 'close' } })).json()) as Record<string, unknown>;
+}
+
+async function residentMegabytes(server: RunningServer): Promise<number> {
+  return (Number((await readFile(`/proc/${server.pid}/statm`, 'latin1')).split(' ')[1]) * 4096) / 1024 / 1024;
+}
+
+function openFiles(server: RunningServer): Promise<number> {
+  return readdir(`/proc/${server.pid}/fd`).then((names) => names.length);
+}
+
+/** Waits until nothing runs and no process is warm; gives the number of open files then. */
+async function restOf(server: RunningServer): Promise<number> {
+  await until('the server to rest', async () => {
+    const { status, running, queued, warm } = await statusOf(server);
+    return status === 'ok' && running === 0 && queued === 0 && warm === 0 ? true : undefined;
+  }, 60_000);
+  return openFiles(server);
+}
+
+test(`${amount(3000, 100_000)} requests of every kind over raw sockets each get a right answer, and nothing is left of them`, async (t) => {
+  const random = randomOf(t);
+  const server = await startServer(t, {
+    CLAUDE_MAX_CONCURRENT_REQUESTS: '6', CLAUDE_QUEUE_LIMIT: '1000', CLAUDE_QUEUE_SECONDS: '600', CLAUDE_WARM_SECONDS: '2', CORS_ORIGINS: allowedOrigin, MAX_BODY_BYTES: String(maxBodyBytes),
+  });
+  const ownerOf = new Map<string, number>();
+  for (const userId of [1, 2, 3]) ownerOf.set(String((await server.chat({ prompt: 'hello', user_id: userId })).body['session_id']), userId);
+  const openBefore = await restOf(server);
+  const total = amount(3000, 100_000);
+  const tally = new Map<string, number>();
+  let sent = 0;
+  let connections = 0;
+  let megabytesAtQuarter = 0;
+  const clients = Array.from({ length: 16 }, async () => {
+    while (sent < total) {
+      connections += 1;
+      const seed = Math.floor(random() * 2 ** 32);
+      const played = await playConnection(new Chance(seededRandom(seed)), server.port, { ownerOf }, 8, tally);
+      sent += played;
+      if (megabytesAtQuarter === 0 && sent > total / 4) megabytesAtQuarter = await residentMegabytes(server);
+    }
+  });
+  await Promise.all(clients);
+  t.diagnostic(`${sent} requests on ${connections} connections: ${[...tally].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, count]) => `${name} × ${count}`).join(', ')}`);
+
+  const openAfter = await until('the descriptors to be closed', async () => ((await restOf(server)) <= openBefore ? openFiles(server) : undefined), 30_000);
+  const growth = (await residentMegabytes(server)) - megabytesAtQuarter;
+  t.diagnostic(`${openAfter} open files, ${openBefore} before; memory grew ${growth.toFixed(1)} MB over the last three quarters`);
+  assert.ok(growth < 64, `memory grew ${growth} MB`);
+  assert.equal(await (await fetch(`${server.url}/health`)).text(), '{"status":"ok"}');
+  assert.equal(server.stderr, '');
+  assert.deepEqual(server.lines.filter((line) => line.event === 'bug' || line['level'] === 'error' || line['code'] === 'internal_error'), []);
+  assert.doesNotMatch(JSON.stringify(server.lines), /LEAK/);
+  assert.equal(await server.end('SIGTERM'), 0);
+  await noneLeft(server.home);
+});
