@@ -782,6 +782,18 @@ test('a body that does not arrive in time is 408, logged once, and the connectio
   assert.deepEqual(stage.requests, []);
 });
 
+test('a caller who sends a byte now and then is cut off all the same', async (t) => {
+  const stage = await start(t, hurried);
+  for (const begun of ['GET /health HTTP/1.1\r\nX: ', chat('{', [withKey, asJson, 'Content-Length: 1999'])]) {
+    const connection = await stage.connect();
+    connection.send(begun);
+    const dripping = setInterval(() => connection.send(' '), 20);
+    t.after(() => clearInterval(dripping));
+    assert.match(await connection.ended(), /^HTTP\/1\.1 408 /);
+    clearInterval(dripping);
+  }
+});
+
 test('a caller who leaves in mid-body is logged once, and nothing runs', async (t) => {
   const stage = await start(t);
   const connection = await stage.connect();

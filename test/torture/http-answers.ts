@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { STATUS_CODES } from 'node:http';
 import { problemCodes } from '../../src/problem.ts';
 import { apiKey } from '../running-server.ts';
-import { allowedOrigin, type Sent } from './http-requests.ts';
+import type { Sent } from './http-requests.ts';
 
 export interface Answer {
   readonly status: number;
@@ -104,8 +104,6 @@ export function checkAnswer(sent: Sent, answer: Answer): string {
   if (status === 200 && !isStream) checkGood(sent, body);
   return said;
 }
-
-export { allowedOrigin };
 
 /** The name of an answer: its status, and the code of its problem, whose members are checked. */
 export function nameOf({ status, headers, body }: Answer): string {

@@ -76,9 +76,9 @@ const brokenCodings = ['identity', 'xchunked', 'chunked;q=1', 'chunked, gzip'];
 const oddHeaders = ['X: a\r\n b', 'X: a\r\n\tb', 'X: a\nY: b', 'X: a\n'];
 
 const harmlessHeaders = [
-  'User-Agent: x', 'Accept: */*', 'Accept-Encoding: gzip, br', 'Cookie: a=b', 'TE: trailers', 'Trailer: X', 'Range: bytes=0-1', 'If-None-Match: *', 'Upgrade: websocket\r\nConnection: Upgrade', 'Upgrade: h2c', 'Connection: keep-alive', 'Connection: x, y',
+  'User-Agent: x', 'Accept-Encoding: gzip, br', 'Cookie: a=b', 'TE: trailers', 'Trailer: X', 'Range: bytes=0-1', 'If-None-Match: *', 'Upgrade: websocket\r\nConnection: Upgrade', 'Upgrade: h2c', 'Connection: keep-alive', 'Connection: x, y',
   'Keep-Alive: timeout=9999', 'Max-Forwards: 0', '__proto__: x', 'constructor: x', 'hasOwnProperty: x', 'X:', 'X: \x80\xff', 'X:\ta\tb\t', 'X-Content-Length: 7', 'Content_Length: 7', 'X-HTTP-Method-Override: DELETE', 'X-Forwarded-Host: evil.test',
-  'Origin: null', 'Origin: https://evil.test', `Origin: ${allowedOrigin}.evil.test`, `Origin: ${allowedOrigin}%0d%0aX-Evil: 1`, `Y: ${'y'.repeat(3000)}`, 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==', 'Date: never', 'Via: 1.1 x', 'Proxy-Connection: keep-alive',
+  `Y: ${'y'.repeat(3000)}`, 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==', 'Date: never', 'Via: 1.1 x', 'Proxy-Connection: keep-alive',
 ];
 
 const wrongKeys = [
@@ -89,102 +89,151 @@ const wrongKeys = [
 const takenTypes = ['Content-Type: application/json', 'Content-Type: application/json', 'Content-Type: application/json; charset=utf-8', 'Content-Type: Application/JSON;charset="UTF-8"', 'Content-Type: application/x+json', 'X: no type'];
 const refusedTypes = ['Content-Type: text/plain', 'Content-Type:', 'Content-Type: application/json; charset=latin1', 'Content-Type: application/x-www-form-urlencoded', 'Content-Encoding: gzip', 'Content-Encoding: br, identity', 'Content-Type: text/plain\r\nContent-Type: application/json'];
 
+const otherOrigins = ['null', 'https://evil.test', `${allowedOrigin}.evil.test`, `${allowedOrigin}%0d%0aX-Evil: 1`, `${allowedOrigin}, ${allowedOrigin}`, '*', ''];
 const saneIds = ['r-1', 'a', 'x'.repeat(128), 'A.b_c:d-9'];
 const otherIds = ['', 'x'.repeat(129), 'a b', 'a%0d%0aSet-Cookie:%20x', '<script>', '\xe9', 'a,b', '"a"', 'a\tb'];
 
-/** A request of any kind. What is wrong with it before its body is decided by at most one flaw, so that one answer is right. */
+type Flaw = 'none' | 'line' | 'odd line' | 'header' | 'odd header' | 'size' | 'host' | 'chunks' | 'short' | 'long' | 'connect' | 'many';
+
+/** What a request will be made of. At most one thing is wrong with it as HTTP, so that one answer is right. */
+interface Draft {
+  readonly route: Route;
+  readonly target: string;
+  readonly method: string;
+  readonly flaw: Flaw;
+  readonly version: '1.0' | '1.1';
+  readonly body: Buffer;
+  readonly isChunked: boolean;
+  /** The Content-Length, where it has one. */
+  readonly length: number | undefined;
+  readonly key: readonly string[];
+  readonly isTyped: boolean;
+  readonly isExpecting: boolean;
+  readonly isClosing: boolean;
+  readonly streams: boolean;
+  readonly requestId: string | undefined;
+  readonly allowOrigin: string | undefined;
+}
+
+/** A request of any kind, and what the server may do about it. */
 export function makeRequest(chance: Chance, world: World): Sent {
-  const route = chance.pick<Route>(['chat', 'chat', 'chat', 'chat', 'chat', 'health', 'health', 'health', 'none', 'none', chance.pick(['all', 'none'])]);
-  const target = chance.pick(targets[route]);
-  const method = chance.is(0.06) ? 'OPTIONS' : chance.is(0.8) ? { chat: 'POST', health: chance.pick(['GET', 'GET', 'HEAD']), all: 'OPTIONS', none: 'GET' }[route] : chance.pick(methods);
-  const drawn = chance.is(0.72) ? 'none' : chance.pick(['line', 'odd line', 'header', 'header', 'odd header', 'size', 'host', 'chunks', 'chunks', 'short', 'long', 'connect', 'many'] as const);
-  // Whether the answer to a broken HEAD has a body depends on how far the parser came.
-  const flaw = method === 'HEAD' && ['line', 'odd line', 'header', 'odd header', 'size', 'chunks', 'connect'].includes(drawn) ? 'none' : drawn;
-  const version = flaw !== 'host' && chance.is(0.04) ? '1.0' : '1.1';
-  const isKeyed = chance.is(0.8);
-  const isTyped = chance.is(0.9);
-  const body = route === 'chat' || chance.is(0.15) ? makeBody(chance, world) : Buffer.alloc(0);
-  const isChunked = flaw === 'chunks' || (chance.is(0.3) && version === '1.1' && flaw !== 'short' && flaw !== 'long' && flaw !== 'header');
-  const isExpecting = chance.is(0.04) && flaw === 'none' && version === '1.1';
-  const closing = chance.is(0.03) ? 'close' : '';
-  const streams = chance.is(0.3);
-  const requestId = chance.is(0.3) ? chance.pick(saneIds) : undefined;
-  const isAllowedOrigin = chance.is(0.1);
-  const key = isKeyed ? [withKey.replace('Bearer', chance.pick(['Bearer', 'bearer', 'BEARER']))] : chance.pick(wrongKeys);
-
-  const cut = flaw === 'short' && body.length > 0 ? chance.int(0, body.length - 1) : body.length;
-  const declared = flaw === 'long' ? cut + chance.int(1, 5000) : cut;
-  const isSized = !isChunked && (body.length > 0 || flaw === 'long' || chance.is(0.1));
-  const framing = flaw === 'header' ? [] : isChunked ? [`Transfer-Encoding: ${flaw === 'chunks' && chance.is(0.2) ? chance.pick(brokenCodings) : chance.pick(['chunked', 'chunked', 'Chunked', ' chunked '])}`] : isSized ? [`Content-Length: ${chance.is(0.1) ? '00' : ''}${declared}`] : [];
-  const hosts = flaw === 'host' ? chance.pick([[], ['Host: a', 'Host: b'], ['Host: a', 'host: a']]) : version === '1.0' && chance.is(0.5) ? [] : [`Host: ${chance.pick(['test', 'test:8001', '', 'evil.test', 'a b', '[::1]', '\xe9'])}`];
-  const headers = shuffled(chance, [
-    ...hosts, ...key, ...framing,
-    isTyped ? chance.pick(takenTypes) : chance.pick(refusedTypes),
-    ...(streams ? ['Accept: text/event-stream'] : []),
-    ...(isExpecting ? [`Expect: ${chance.pick(['100-continue', '100-continue', '100-Continue', 'tea', '100-continue, tea'])}`] : []),
-    ...(closing === '' ? [] : [`Connection: ${closing}`]),
-    ...(requestId === undefined ? (chance.is(0.2) ? [`X-Request-Id: ${chance.pick(otherIds)}`] : chance.is(0.05) ? ['X-Request-Id: a', 'X-Request-Id: a'] : []) : [`X-Request-Id: ${requestId}`]),
-    ...(isAllowedOrigin ? [`Origin: ${allowedOrigin}`] : []),
-    // One Origin and one Accept alone, or the second would decide; Connection is for `closing` to say. Node hears of no
-    // broken body behind an Upgrade, so that it waits for the rest.
-    ...Array.from({ length: chance.int(0, 3) }, () => chance.pick(harmlessHeaders)).filter((header) => !/^Origin|^Accept:/.test(header) && (closing === '' || !/Connection:/.test(header)) && (flaw !== 'chunks' || !/Upgrade:/.test(header))),
-    ...(flaw === 'header' ? [chance.pick(brokenHeaders)] : []),
-    ...(flaw === 'odd header' ? [chance.pick(oddHeaders)] : []),
-    ...(flaw === 'size' ? [`X-Big: ${'x'.repeat(chance.pick([16_400, 17_000, 40_000, 70_000, 300_000]))}`] : []),
-  ]);
+  const draft = makeDraft(chance, world);
+  const { flaw, body, isChunked, length } = draft;
+  const headers = makeHeaders(chance, draft);
+  const head = Buffer.from(`${makeLine(chance, draft)}\r\n${headers.join('\r\n')}\r\n\r\n`, 'latin1');
+  const sentBody = flaw === 'chunks' ? brokenChunks(chance, body) : isChunked ? chunks(chance, body) : length !== undefined || flaw === 'header' ? body : Buffer.alloc(0);
+  const isCut = length !== undefined && length < body.length;
   const isUpgrading = headers.some((header) => header.startsWith('Upgrade:'));
-  // Node keeps the first 1,000 headers or so, and all of them only when told to.
-  if (flaw === 'many') headers.unshift(...Array<string>(1200).fill('a:'));
-  const line =
-    flaw === 'line' ? chance.pick(brokenLines)(target)
-    : flaw === 'odd line' ? chance.pick(oddLines)(method, target)
-    : flaw === 'connect' ? `CONNECT ${chance.pick(['example.org:443', '/health', '*'])} HTTP/1.1`
-    : flaw === 'size' && chance.is(0.3) ? `${method} /${'x'.repeat(17_000)} HTTP/1.1`
-    : `${method} ${target} HTTP/${version}`;
-  const head = Buffer.from(`${line}\r\n${headers.join('\r\n')}\r\n\r\n`, 'latin1');
-  const sentBody = isChunked ? (flaw === 'chunks' ? brokenChunks(chance, body) : chunks(chance, body)) : isSized || flaw === 'header' ? body : Buffer.alloc(0);
-  const bytes = Buffer.concat([head, sentBody]);
-
-  const whole = verdictOf(isSized || isChunked ? body.subarray(0, cut) : Buffer.alloc(0), world);
-  const onHead = rightOnHead({ hasHost: flaw !== 'host', method, route, key, isTyped });
-  // The declared length decides before the bytes do.
-  const isTooLong = isSized && declared > maxBodyBytes;
-  const right = onHead ?? (isTooLong ? '413 body_too_large' : undefined);
-  const rights: readonly string[] =
-    flaw === 'line' || flaw === 'header' ? [malformed]
-    : flaw === 'connect' ? []
-    : flaw === 'size' ? ['431 headers_too_large']
-    : flaw === 'long' ? (right === undefined ? [] : [right])
-    : flaw === 'chunks' ? [...(right === undefined ? whole.right.filter((answer) => answer.startsWith('413')) : [right]), malformed, '431 headers_too_large']
-    : [...(right === undefined ? whole.right : [right]), ...(flaw === 'odd line' || flaw === 'odd header' ? [malformed] : [])];
-  const isOdd = flaw === 'odd line' || flaw === 'odd header';
-  const leavesGarbage = flaw === 'chunks' || cut < body.length;
-  const isLast = ['line', 'header', 'size', 'chunks', 'connect'].includes(flaw) || cut < body.length || closing !== '';
+  const isRefused = ['line', 'header', 'size', 'chunks', 'connect'].includes(flaw);
+  const mayBeRefused = flaw.startsWith('odd') || flaw === 'long' || draft.isExpecting || isUpgrading || draft.version === '1.0';
   return {
-    bytes, headBytes: head.length,
-    right: flaw === 'odd line' ? [...rights, '404 not_found'] : rights,
-    isHead: method === 'HEAD',
-    ends: isLast ? 'yes' : isOdd || isExpecting || isUpgrading || version === '1.0' || flaw === 'long' ? 'maybe' : 'no',
-    isUnheard: ['line', 'size'].includes(flaw),
+    ...draft,
+    ...rightAnswers(draft, world),
+    bytes: Buffer.concat([head, sentBody]),
+    headBytes: head.length,
+    isHead: draft.method === 'HEAD',
+    ends: isRefused || isCut || draft.isClosing ? 'yes' : mayBeRefused ? 'maybe' : 'no',
+    isUnheard: flaw === 'line' || flaw === 'size',
     mayBeCut: flaw === 'connect',
     isUnfinished: flaw === 'long',
-    leavesGarbage,
-    mayContinue: isExpecting,
-    streams,
-    content: onHead === undefined ? whole.content : undefined,
-    requestId, allowOrigin: isAllowedOrigin ? allowedOrigin : undefined, isKeyed, route,
+    leavesGarbage: flaw === 'chunks' || isCut,
+    mayContinue: draft.isExpecting,
+    isKeyed: isRightKey(draft.key),
   };
 }
 
+function makeDraft(chance: Chance, world: World): Draft {
+  const route = chance.pick<Route>(['chat', 'chat', 'chat', 'chat', 'chat', 'health', 'health', 'health', 'none', 'none', chance.pick(['all', 'none'])]);
+  const usual = { chat: 'POST', health: chance.pick(['GET', 'GET', 'HEAD']), all: 'OPTIONS', none: 'GET' }[route];
+  const method = chance.is(0.06) ? 'OPTIONS' : chance.is(0.8) ? usual : chance.pick(methods);
+  const drawn = chance.is(0.72) ? 'none' : chance.pick<Flaw>(['line', 'odd line', 'header', 'header', 'odd header', 'size', 'host', 'chunks', 'chunks', 'short', 'long', 'connect', 'many']);
+  // Whether the answer to a broken HEAD has a body depends on how far the parser came.
+  const flaw = method === 'HEAD' && !['host', 'short', 'long', 'many'].includes(drawn) ? 'none' : drawn;
+  const version = flaw !== 'host' && chance.is(0.04) ? '1.0' : '1.1';
+  const body = route === 'chat' || chance.is(0.15) ? makeBody(chance, world) : Buffer.alloc(0);
+  const isChunked = flaw === 'chunks' || (chance.is(0.3) && version === '1.1' && !['short', 'long', 'header'].includes(flaw));
+  const isSized = !isChunked && flaw !== 'header' && (body.length > 0 || flaw === 'long' || chance.is(0.1));
+  const wrongBy = flaw === 'long' ? chance.int(1, 5000) : flaw === 'short' && body.length > 0 ? -chance.int(1, body.length) : 0;
+  return {
+    route, method, flaw, version, body, isChunked,
+    target: chance.pick(targets[route]),
+    length: isSized ? body.length + wrongBy : undefined,
+    key: chance.is(0.8) ? [withKey.replace('Bearer', chance.pick(['Bearer', 'bearer', 'BEARER']))] : chance.pick(wrongKeys),
+    isTyped: chance.is(0.9),
+    isExpecting: chance.is(0.04) && flaw === 'none' && version === '1.1',
+    isClosing: chance.is(0.03),
+    streams: chance.is(0.3),
+    requestId: chance.is(0.3) ? chance.pick(saneIds) : undefined,
+    allowOrigin: chance.is(0.1) ? allowedOrigin : undefined,
+  };
+}
+
+function makeLine(chance: Chance, { flaw, method, target, version }: Draft): string {
+  if (flaw === 'line') return chance.pick(brokenLines)(target);
+  if (flaw === 'odd line') return chance.pick(oddLines)(method, target);
+  if (flaw === 'connect') return `CONNECT ${chance.pick(['example.org:443', '/health', '*'])} HTTP/1.1`;
+  if (flaw === 'size' && chance.is(0.3)) return `${method} /${'x'.repeat(17_000)} HTTP/1.1`;
+  return `${method} ${target} HTTP/${version}`;
+}
+
+function makeHeaders(chance: Chance, { flaw, version, isChunked, length, key, isTyped, isExpecting, isClosing, streams, requestId, allowOrigin }: Draft): string[] {
+  const hosts = ['test', 'test:8001', '', 'evil.test', 'a b', '[::1]', '\xe9'].map((host) => [`Host: ${host}`]);
+  const codings = flaw === 'chunks' && chance.is(0.2) ? brokenCodings : ['chunked', 'chunked', 'Chunked', ' chunked '];
+  // Node hears of no broken body behind an Upgrade, and waits for the rest; a second Connection would be heard, too.
+  const unfit = flaw === 'chunks' ? /^Upgrade:/ : isClosing ? /Connection:/ : /^$/;
+  const headers = [
+    ...(flaw === 'host' ? chance.pick([[], ['Host: a', 'Host: b'], ['Host: a', 'host: a']]) : chance.pick(version === '1.0' ? [...hosts, []] : hosts)),
+    ...key,
+    ...(isChunked ? [`Transfer-Encoding: ${chance.pick(codings)}`] : []),
+    ...(length === undefined ? [] : [`Content-Length: ${chance.pick(['', '', '', '00'])}${length}`]),
+    chance.pick(isTyped ? takenTypes : refusedTypes),
+    ...(streams ? ['Accept: text/event-stream'] : chance.pick([[], ['Accept: */*']])),
+    ...(isExpecting ? [`Expect: ${chance.pick(['100-continue', '100-continue', '100-Continue', 'tea', '100-continue, tea'])}`] : []),
+    ...(isClosing ? ['Connection: close'] : []),
+    ...(requestId === undefined ? chance.pick([[], [], [], [`X-Request-Id: ${chance.pick(otherIds)}`], ['X-Request-Id: a', 'X-Request-Id: a']]) : [`X-Request-Id: ${requestId}`]),
+    ...(allowOrigin === undefined ? chance.pick([[], [], [], [`Origin: ${chance.pick(otherOrigins)}`]]) : [`Origin: ${allowOrigin}`]),
+    ...Array.from({ length: chance.int(0, 3) }, () => chance.pick(harmlessHeaders)).filter((header) => !unfit.test(header)),
+    ...(flaw === 'header' ? [chance.pick(brokenHeaders)] : []),
+    ...(flaw === 'odd header' ? [chance.pick(oddHeaders)] : []),
+    ...(flaw === 'size' ? [`X-Big: ${'x'.repeat(chance.pick([16_400, 17_000, 40_000, 70_000, 300_000]))}`] : []),
+  ];
+  return [...(flaw === 'many' ? Array<string>(1200).fill('a:') : []), ...shuffled(chance, headers)];
+}
+
+function rightAnswers(draft: Draft, world: World): { right: readonly string[]; content: RegExp | undefined } {
+  const { flaw, body, isChunked, length } = draft;
+  const onHead = rightOnHead(draft);
+  // The declared length decides before the bytes do.
+  const onBody = length !== undefined && length > maxBodyBytes ? { right: ['413 body_too_large'] } : verdictOf(isChunked || length !== undefined ? body.subarray(0, length) : Buffer.alloc(0), world);
+  const usual = onHead === undefined ? onBody.right : [onHead];
+  const isTooLarge = usual[0] === '413 body_too_large';
+  const right: Readonly<Record<Flaw, readonly string[]>> = {
+    none: usual, many: usual, host: usual, short: usual,
+    line: [malformed], header: [malformed],
+    'odd line': [...usual, malformed, '404 not_found'], 'odd header': [...usual, malformed],
+    size: ['431 headers_too_large'],
+    // Whether the flaw is met before the answer is chance.
+    chunks: [...(onHead !== undefined || isTooLarge ? usual : []), malformed, '431 headers_too_large'],
+    long: onHead !== undefined || isTooLarge ? usual : [],
+    connect: [],
+  };
+  return { right: right[flaw], content: onHead === undefined ? onBody.content : undefined };
+}
+
+function isRightKey(key: readonly string[]): boolean {
+  const [header = '', ...others] = key;
+  return others.length === 0 && /^authorization: bearer /i.test(header) && header.slice('Authorization: Bearer '.length) === apiKey;
+}
+
 /** The answer that is right whatever the body, if there is one. */
-function rightOnHead({ hasHost, method, route, key, isTyped }: { hasHost: boolean; method: string; route: Route; key: readonly string[]; isTyped: boolean }): string | undefined {
-  if (!hasHost) return malformed;
+function rightOnHead({ flaw, method, route, key, isTyped }: Draft): string | undefined {
+  if (flaw === 'host') return malformed;
   if (method === 'OPTIONS') return route === 'none' ? '404 not_found' : '204';
   if (route === 'none' || route === 'all') return '404 not_found';
   if (route === 'health') return method === 'GET' || method === 'HEAD' ? '200' : '405 method_not_allowed';
   if (method !== 'POST') return '405 method_not_allowed';
   if (!key.some((header) => /^authorization:/i.test(header))) return '401 missing_api_key';
-  if (key.length > 1 || !new RegExp(`^authorization: bearer ${apiKey}$`, 'i').test(key[0] ?? '') || !key[0]?.includes(apiKey)) return '401 invalid_api_key';
+  if (!isRightKey(key)) return '401 invalid_api_key';
   return isTyped ? undefined : '415 unsupported_media_type';
 }
 

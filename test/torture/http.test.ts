@@ -3,7 +3,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { test } from 'node:test';
 import { amount, randomOf, seededRandom } from '../random.ts';
-import { noneLeft, startServer, until, within, type RunningServer } from '../running-server.ts';
+import { apiKey, noneLeft, startServer, until, within, type RunningServer } from '../running-server.ts';
 import { Chance } from './chance.ts';
 import { AnswerReader, checkAnswer, nameOf, type Answer } from './http-answers.ts';
 import { maxBodyBytes, type World } from './http-bodies.ts';
@@ -41,17 +41,17 @@ class Client {
   }
 
   /** Waits for the next bytes, or for the end. */
-  async news(label: string): Promise<void> {
+  async news(label: string, timeoutMs = answerMs): Promise<void> {
     if (this.reader.isEnded) return;
-    await within(label, answerMs, new Promise<void>((resolve) => (this.#wake = resolve)));
+    await within(label, timeoutMs, new Promise<void>((resolve) => (this.#wake = resolve)));
   }
 
   /** The next answer; undefined when the connection ended instead. */
-  async answer(label: string, isToHead: boolean): Promise<Answer | undefined> {
+  async answer(label: string, isToHead: boolean, timeoutMs = answerMs): Promise<Answer | undefined> {
     for (;;) {
       const answer = this.reader.take(isToHead);
       if (answer !== undefined || this.reader.isEnded) return answer;
-      await this.news(label);
+      await this.news(label, timeoutMs);
     }
   }
 
@@ -59,10 +59,15 @@ class Client {
     while (!this.reader.isEnded) await this.news(label);
   }
 
+  stopReading(): void {
+    this.#socket.pause();
+  }
+
   finish(): void {
     this.#socket.end();
   }
 
+  /** Not after `finish`: Node would leave the socket open for ever. */
   reset(): void {
     this.#socket.resetAndDestroy();
   }
@@ -95,7 +100,7 @@ async function playConnection(chance: Chance, port: number, world: World, most: 
       await sending;
       if (end === 'fin') {
         client.finish();
-        await readAll(client, requests, true, tally);
+        return await readAll(client, requests, true, tally).then(() => requests.length);
       }
       if (end === 'reset after a while') await pause(chance.int(0, 60));
       if (end === 'reset at the first byte' && client.reader.unread === '' && requests.every((sent) => !sent.isUnfinished)) await client.news('the first byte');
@@ -227,4 +232,65 @@ test(`${amount(3000, 100_000)} requests of every kind over raw sockets each get 
   assert.doesNotMatch(JSON.stringify(server.lines), /LEAK/);
   assert.equal(await server.end('SIGTERM'), 0);
   await noneLeft(server.home);
+});
+
+test('thousands of idle connections are held while /health answers, and let go', async (t) => {
+  // Each takes a descriptor here, and one in the server, which has the same limit.
+  const limit = Number(/^Max open files +(\d+)/m.exec(await readFile('/proc/self/limits', 'latin1'))?.[1]);
+  const count = Math.min(amount(500, 10_000), limit - 200);
+  t.diagnostic(`${count} connections; this machine lets a process have ${limit} descriptors`);
+  const server = await startServer(t);
+  await statusOf(server);
+  const openBefore = await openFiles(server);
+  const clients: Client[] = [];
+  t.after(() => clients.forEach((client) => client.close()));
+  while (clients.length < count) {
+    const batch = Array.from({ length: Math.min(100, count - clients.length) }, () => new Client(server.port));
+    clients.push(...batch);
+    // Having been answered they may stay idle for longer than one that never asked.
+    for (const client of batch) client.write(Buffer.from('GET /health HTTP/1.1\r\nHost: test\r\n\r\n'));
+    for (const client of batch) assert.equal((await client.answer('an answer', false))?.body, '{"status":"ok"}');
+  }
+  let slowestMs = 0;
+  for (let i = 0; i < 50; i += 1) {
+    const askedAt = performance.now();
+    assert.equal((await statusOf(server))['status'], 'ok');
+    slowestMs = Math.max(slowestMs, performance.now() - askedAt);
+  }
+  t.diagnostic(`slowest /health ${slowestMs.toFixed(0)} ms`);
+  assert.ok(slowestMs < 10_000, `${slowestMs} ms`);
+  assert.ok((await openFiles(server)) >= openBefore + count, 'all of them are still open');
+  for (const client of clients) client.close();
+  await until('the descriptors to be closed', async () => ((await openFiles(server)) <= openBefore ? true : undefined), 30_000);
+  assert.equal(server.stderr, '');
+});
+
+const patience = amount(0, 1) === 1 ? false : 'takes two minutes: npm run torture';
+
+test('callers who send a byte a second, and those who take no answer, are cut off by the limits a server really has', { skip: patience }, async (t) => {
+  const server = await startServer(t, { CLAUDE_WARM_SECONDS: '0' });
+  const chat = (length: number): string => `POST /api/v1/chat HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer ${apiKey}\r\nContent-Length: ${length}\r\n\r\n`;
+  await server.chat({ prompt: 'hello' });
+  const openBefore = await restOf(server);
+
+  const drips = ['GET /health HTTP/1.1\r\nX: ', chat(5000)].flatMap((begun) => Array.from({ length: 25 }, () => begun));
+  const dripping = drips.map(async (begun) => {
+    const client = new Client(server.port);
+    client.write(Buffer.from(begun));
+    const timer = setInterval(() => client.write(Buffer.from(' ')), 1000);
+    const answer = await client.answer('408', false, 150_000).finally(() => clearInterval(timer));
+    assert.equal(answer && nameOf(answer), '408 request_timeout');
+    await client.ended('the end');
+    client.close();
+  });
+  const body = '{"prompt":"play huge 30000000","user_id":1}';
+  const deaf = Array.from({ length: 3 }, () => new Client(server.port));
+  t.after(() => deaf.forEach((client) => client.close()));
+  for (const client of deaf) {
+    client.stopReading();
+    client.write(Buffer.from(chat(body.length) + body));
+  }
+  await Promise.all(dripping);
+  await until('every connection to be closed', async () => ((await restOf(server)) <= openBefore ? true : undefined), 120_000);
+  assert.equal(server.stderr, '');
 });
