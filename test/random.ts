@@ -17,7 +17,10 @@ export function randomOf(t: TestContext): () => number {
   return seededRandom(seed);
 }
 
+/** Whether this run is `npm run torture`, which has the time that `npm test` has not. */
+export const isTorture = process.env['TEST_AMOUNT'] === 'torture';
+
 /** How much a test does: little in `npm test`, all of it in `npm run torture`. */
 export function amount(inTest: number, inTorture: number): number {
-  return process.env['TEST_AMOUNT'] === 'torture' ? inTorture : inTest;
+  return isTorture ? inTorture : inTest;
 }
