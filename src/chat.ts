@@ -1,10 +1,11 @@
+import type { TurnEnd, TurnEvent } from './dialogue.ts';
 import { sessionNotFound } from './failure.ts';
 import type { Log } from './log.ts';
 import { storageUnavailable } from './machine.ts';
 import type { Lease, Pool } from './pool.ts';
 import { Problem, toProblem, type ProblemCode } from './problem.ts';
 import type { SessionRecord, Sessions } from './sessions.ts';
-import type { TurnEnd, TurnEvent, Worker } from './worker.ts';
+import type { Worker } from './worker.ts';
 
 /** One prompt of one end user, already validated. */
 export interface ChatRequest {

@@ -1,14 +1,12 @@
 import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
-import { Deltas } from './deltas.ts';
-import { claudeRateLimited, lastWords, problemOf, problemOfEnd, type ApiTrouble, type ExitStatus } from './failure.ts';
+import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
+import { lastWords, problemOfEnd, type ExitStatus } from './failure.ts';
 import { endMarked, markerName } from './leftovers.ts';
 import { noRoom } from './machine.ts';
 import { LineSplitter } from './ndjson.ts';
-import type { Problem } from './problem.ts';
-import { carriesCostOver, costOfTurn, initializeLine, interruptLine, parseLine, userLine } from './protocol.ts';
-import type { CliEvent, CliResult } from './protocol.ts';
+import { initializeLine, interruptLine, parseLine, userLine } from './protocol.ts';
 
 /** Everything needed to start one CLI process. */
 export interface Launch {
@@ -23,41 +21,12 @@ export interface Launch {
   readonly resumedTotalUsd: number;
 }
 
-/** What a turn tells while it runs. */
-export type TurnEvent =
-  | { readonly type: 'session'; readonly sessionId: string }
-  | { readonly type: 'delta'; readonly text: string }
-  | { readonly type: 'tool'; readonly name: string };
-
-/** How a turn ended: with an answer or a problem, and what it cost either way. */
-export interface TurnEnd {
-  readonly sessionId: string | undefined;
-  /** Whether the CLI took the prompt up; when not, it can be sent again without being said twice. */
-  readonly wasHeard: boolean;
-  readonly costUsd: number;
-  /** The CLI's running total, where a process that resumes the session goes on from it and its turns do not name their own cost. */
-  readonly totalCostUsd: number | undefined;
-  readonly outcome: { readonly content: string } | { readonly problem: Problem };
-}
-
-interface Turn {
-  readonly settle: (end: TurnEnd) => void;
-  readonly onEvent: (event: TurnEvent) => void;
-  readonly deltas: Deltas;
-  readonly trouble: ApiTrouble;
-  wasHeard: boolean;
-  /** Why it was ended before its result, which then only brings what it cost. */
-  givenUp?: Problem;
-}
-
 // Four times the largest answer seen; a 32 MiB line must pass, an endless one must not fill the memory of a small VPS.
 const maxLineBytes = 64 * 1024 * 1024;
 // Enough for the error that ended the CLI, small enough for a log line.
 const stderrTailBytes = 4096;
 // How long each step of a stop may take before the next, harder one (the ladder measured for the CLI).
 const stepMs = 2000;
-// The CLI waits out Anthropic's retry-after, twice, with the caller in the dark; a longer wait is the caller's to decide.
-const maxRateLimitWaitMs = 5000;
 // A tool may hold our pipe open long after the CLI is gone; what the CLI itself wrote is there at once.
 const drainMs = 500;
 
@@ -70,19 +39,14 @@ export class Worker {
   readonly #child: ChildProcessByStdio<Writable, Readable, Readable>;
   readonly #marker: string;
   readonly #lines = new LineSplitter(maxLineBytes);
-  #turn: Turn | undefined;
+  readonly #dialogue: Dialogue;
   #exit: ExitStatus | undefined;
   #stopping: Promise<void> | undefined;
-  #totalCostUsd: number | undefined;
-  readonly #resumedTotalUsd: number;
-  #sessionId: string | undefined;
-  #version = '';
   #stderrTail = '';
-  #isReusable = true;
 
   constructor(launch: Launch) {
     this.#marker = launch.marker;
-    this.#resumedTotalUsd = launch.resumedTotalUsd;
+    this.#dialogue = new Dialogue(launch.resumedTotalUsd, () => void this.stop());
     this.#child = spawnCli(launch);
     this.exited = new Promise((resolve) => this.#watch(resolve));
     // Without a descriptor left there are no pipes either, whatever the types say.
@@ -95,7 +59,7 @@ export class Worker {
 
   /** Whether another turn may be sent: alive, idle, and nothing went wrong so far. */
   get isReusable(): boolean {
-    return this.#isReusable && this.#turn === undefined && this.#stopping === undefined && this.#exit === undefined;
+    return this.#dialogue.isReady && this.#stopping === undefined && this.#exit === undefined;
   }
 
   /** Bytes of memory the process holds now; 0 when it is gone. */
@@ -114,15 +78,16 @@ export class Worker {
    * resolves within 5 s. Throws when a turn is running already.
    */
   turn(prompt: string, signal: AbortSignal, onEvent: (event: TurnEvent) => void): Promise<TurnEnd> {
-    if (this.#turn !== undefined) throw new Error('one turn at a time');
+    const end = this.#dialogue.begin(onEvent);
+    if (this.#exit !== undefined) {
+      this.#failTurn();
+      return end;
+    }
     const stop = (): void => void this.stop();
-    return new Promise<TurnEnd>((settle) => {
-      this.#turn = { settle, onEvent, deltas: new Deltas(), trouble: {}, wasHeard: false };
-      if (this.#exit !== undefined) return this.#failTurn();
-      signal.addEventListener('abort', stop, { once: true });
-      if (signal.aborted) stop();
-      this.#child.stdin.write(userLine(prompt));
-    }).finally(() => signal.removeEventListener('abort', stop));
+    signal.addEventListener('abort', stop, { once: true });
+    if (signal.aborted) stop();
+    this.#child.stdin.write(userLine(prompt));
+    return end.finally(() => signal.removeEventListener('abort', stop));
   }
 
   /**
@@ -206,7 +171,7 @@ export class Worker {
   #read(chunk: Buffer): void {
     try {
       for (const line of this.#lines.push(chunk)) {
-        for (const event of parseLine(line)) this.#onEvent(event);
+        for (const event of parseLine(line)) this.#dialogue.hear(event);
       }
     } catch {
       // Neither half a line nor half a protocol can be trusted again.
@@ -215,80 +180,8 @@ export class Worker {
     }
   }
 
-  #onEvent(event: CliEvent): void {
-    const turn = this.#turn;
-    if (turn === undefined) {
-      // A turn nobody asked for (a background task's, say) must not be taken for the next one.
-      if (event.type === 'init' || event.type === 'result') this.#isReusable = false;
-      return;
-    }
-    switch (event.type) {
-      case 'init':
-        this.#onInit(turn, event.sessionId, event.version);
-        return;
-      case 'tool':
-        turn.onEvent({ type: 'tool', name: event.name });
-        return;
-      case 'api_error':
-        turn.trouble.errorClass = event.errorClass;
-        return;
-      case 'api_retry':
-        turn.trouble.lastRetry = event;
-        if (event.status === 429 && event.delayMs > maxRateLimitWaitMs) {
-          turn.givenUp ??= claudeRateLimited(event.delayMs);
-          void this.stop();
-        }
-        return;
-      case 'limit_reached':
-        turn.trouble.resetsAtSeconds = event.resetsAtSeconds;
-        return;
-      case 'result':
-        this.#onResult(turn, event);
-        return;
-      default: {
-        const text = turn.deltas.push(event);
-        if (text !== '') turn.onEvent({ type: 'delta', text });
-      }
-    }
-  }
-
-  #onInit(turn: Turn, sessionId: string, version: string): void {
-    this.#version = version;
-    this.#sessionId = sessionId;
-    turn.wasHeard = true;
-    turn.onEvent({ type: 'session', sessionId });
-  }
-
-  #onResult(turn: Turn, result: CliResult): void {
-    if (!turn.wasHeard && this.#totalCostUsd !== undefined) {
-      // Each turn begins with an init line (measured); before ours, a result belongs to a turn nobody asked for.
-      this.#isReusable = false;
-      return;
-    }
-    const isCarriedOver = carriesCostOver(this.#version);
-    const startedFromUsd = this.#totalCostUsd ?? (isCarriedOver ? this.#resumedTotalUsd : 0);
-    const problem = turn.givenUp ?? problemOf(result, turn.trouble, Date.now() / 1000);
-    this.#totalCostUsd = result.totalCostUsd;
-    if (problem !== undefined) this.#isReusable = false;
-    this.#settle({
-      costUsd: costOfTurn(result, startedFromUsd),
-      totalCostUsd: isCarriedOver && result.turnCostUsd === undefined ? result.totalCostUsd : undefined,
-      outcome: problem === undefined ? { content: result.text ?? '' } : { problem },
-    });
-  }
-
-  /** Ends the turn that will get no result line; without a turn, only marks the process as unfit. */
   #failTurn(): void {
-    this.#isReusable = false;
-    const problem = this.#turn?.givenUp ?? problemOfEnd(this.#exit, this.#version !== '');
-    const outcome = { problem: problem.with({ cause: lastWords(this.#stderrTail) }) };
-    this.#settle({ costUsd: 0, totalCostUsd: undefined, outcome });
-  }
-
-  #settle(end: Omit<TurnEnd, 'sessionId' | 'wasHeard'>): void {
-    const turn = this.#turn;
-    this.#turn = undefined;
-    turn?.settle({ sessionId: this.#sessionId, wasHeard: turn.wasHeard, ...end });
+    this.#dialogue.fail(this.#exit, lastWords(this.#stderrTail));
   }
 }
 
