@@ -4,7 +4,7 @@ import { claudeNotFound } from './failure.ts';
 import { compareVersions } from './protocol.ts';
 import type { Log } from './log.ts';
 import { toProblem } from './problem.ts';
-import type { Health } from './server.ts';
+import type { Health } from './routes.ts';
 
 /** The oldest CLI that the walls between users were proven on. */
 const oldestProvenVersion = '2.1.197';

@@ -1,32 +1,8 @@
 import { randomUUID } from 'node:crypto';
 import { createServer, STATUS_CODES, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
-import type { Verdict } from './auth.ts';
-import { discardBody, readChatRequest } from './body.ts';
-import type { Chat, ChatAnswer, ChatEvent, ChatRequest } from './chat.ts';
-import type { Level, Log } from './log.ts';
-import { describeBug, Problem, problemBody, problemHeaders, toProblem } from './problem.ts';
-import { EventStream } from './sse.ts';
-
-/** What `/health` answers: to everybody, and with the key also the details. */
-export interface Health {
-  readonly status: 'ok' | 'draining' | 'unavailable';
-  /** What to do about it, when unavailable. */
-  readonly detail?: string;
-}
-
-export interface ServerOptions {
-  readonly auth: (headerValues: readonly string[]) => Verdict;
-  readonly chat: Chat;
-  readonly health: () => Health;
-  /** More about the server, for a caller with the key. */
-  readonly healthDetails: () => Promise<Readonly<Record<string, unknown>>>;
-  readonly maxBodyBytes: number;
-  /** Origins whose pages may call; `*` for all. */
-  readonly corsOrigins: readonly string[];
-  readonly log: Log;
-  readonly timeouts?: Partial<Timeouts>;
-}
+import { Problem, problemBody } from './problem.ts';
+import { answer, answerProblem, requestIdOf, type Exchange, type RouteOptions } from './routes.ts';
 
 /** How long a caller may take, in milliseconds. A turn has its own limit. */
 interface Timeouts {
@@ -44,14 +20,11 @@ interface Timeouts {
 
 const defaultTimeouts: Timeouts = { headersMs: 20_000, requestMs: 120_000, keepAliveMs: 75_000, checkEveryMs: 5_000, heartbeatMs: 15_000 };
 
-const methodsOf: Readonly<Record<string, readonly string[]>> = {
-  '/health': ['GET', 'HEAD'],
-  '/api/v1/chat': ['POST'],
-};
+export interface ServerOptions extends RouteOptions {
+  readonly timeouts?: Partial<Timeouts>;
+}
 
-type Exchange = { readonly req: IncomingMessage; readonly res: ServerResponse; readonly requestId: string };
-
-/** The HTTP side: routes, key, bodies, answers. Does not listen yet. */
+/** The HTTP side: connections, and what becomes of those that break the rules; the routes answer. Does not listen yet. */
 export function createHttpServer(options: ServerOptions): Server {
   const timeouts = { ...defaultTimeouts, ...options.timeouts };
   const server = createServer({
@@ -83,8 +56,7 @@ export function createHttpServer(options: ServerOptions): Server {
       if (res.writableEnded) req.socket.destroy();
       else req.socket.setTimeout(timeouts.keepAliveMs);
     });
-    setCommonHeaders(exchange, options.corsOrigins);
-    route(exchange, options, timeouts.heartbeatMs).catch((error: unknown) => sendProblem(exchange, toProblem(error), options.log));
+    void answer(exchange, options, timeouts.heartbeatMs);
   };
   const refuse = (socket: Duplex, problem: Problem): void => {
     if (!socket.writable) return;
@@ -111,186 +83,10 @@ export function createHttpServer(options: ServerOptions): Server {
     } else {
       exchange.res.setHeader('Connection', 'close');
       // Behind a whole request (its Content-Length counts characters, say) the trouble is not that one's: it is still answered.
-      if (!exchange.req.complete) sendProblem(exchange, problem, options.log);
+      if (!exchange.req.complete) answerProblem(exchange, problem, options.log);
     }
   });
   return server;
-}
-
-async function route(exchange: Exchange, options: ServerOptions, heartbeatMs: number): Promise<void> {
-  const { req, res } = exchange;
-  const hosts = req.headersDistinct['host'] ?? [];
-  if (hosts.length > 1 || (hosts.length === 0 && req.httpVersion === '1.1')) {
-    throw new Problem('malformed_request', 'The request must have one Host header.');
-  }
-  const path = pathOf(req.url ?? '');
-  const methods = methodsOf[path];
-  if (req.method === 'OPTIONS' && (methods !== undefined || path === '*')) return sendOptions(res, methods ?? []);
-  if (methods === undefined) throw new Problem('not_found', 'There are two routes here: POST /api/v1/chat and GET /health.');
-  if (!methods.includes(req.method ?? '')) {
-    res.setHeader('Allow', [...methods, 'OPTIONS'].join(', '));
-    throw new Problem('method_not_allowed', `This route takes ${methods.join(' and ')}.`);
-  }
-  await (path === '/health' ? sendHealth(exchange, options) : runChat(exchange, options, heartbeatMs));
-}
-
-async function sendHealth({ req, res }: Exchange, { auth, health, healthDetails }: ServerOptions): Promise<void> {
-  const body = health();
-  const details = auth(req.headersDistinct['authorization'] ?? []) === 'ok' ? await healthDetails() : {};
-  sendJson(res, body.status === 'ok' ? 200 : 503, { ...body, ...details }, 'application/json');
-}
-
-async function runChat(exchange: Exchange, options: ServerOptions, heartbeatMs: number): Promise<void> {
-  const { req, res } = exchange;
-  requireKey(req, options.auth);
-  const request = await readChatRequest(req, res, options.maxBodyBytes);
-  const startedAt = performance.now();
-  const caller = callerSignal(req, res);
-  const isStreaming = acceptsEvents(req.headers.accept ?? '');
-  let stream: EventStream | undefined;
-  let origin: string | undefined;
-  try {
-    const answer = await options.chat.run(request, caller, (event) => {
-      if (event.type === 'admitted') origin = event.origin;
-      if (!isStreaming || caller.aborted) return;
-      stream ??= new EventStream(res, heartbeatMs);
-      sendEvent(stream, event);
-    });
-    const body = answerBody(answer);
-    if (isStreaming) (stream ?? new EventStream(res, heartbeatMs)).end('result', body);
-    else sendJson(res, 200, body, 'application/json');
-    logTurn(exchange, options.log, 'info', request, { status: 200, origin, ...answer });
-  } catch (error) {
-    const problem = toProblem(error);
-    if (stream !== undefined) stream.end('error', problemBody(problem));
-    else writeProblem(exchange, problem);
-    const { sessionId, costUsd, durationMs = Math.round(performance.now() - startedAt), cause } = problem.extras;
-    const outcome = caller.aborted ? { status: 499, code: 'caller_gone' } : { status: problem.status, code: problem.code };
-    logTurn(exchange, options.log, levelOf(problem), request, { ...outcome, origin, sessionId, costUsd, durationMs, cause: describeBug(cause) });
-  }
-}
-
-/** Aborts when the caller's connection ends before its answer is out. */
-function callerSignal(req: IncomingMessage, res: ServerResponse): AbortSignal {
-  const caller = new AbortController();
-  const onClose = (): void => {
-    if (!res.writableFinished) caller.abort(new Problem('request_timeout', 'The caller has gone.'));
-  };
-  // Of the connection, not of `res`: an answer that waits behind another one does not hear of the connection's end.
-  // Any number of pipelined requests may wait on one connection.
-  req.socket.setMaxListeners(0).on('close', onClose);
-  res.on('close', () => req.socket.off('close', onClose));
-  return caller.signal;
-}
-
-/** One event of a turn in the names callers know; that a turn was admitted shows by the stream itself. */
-function sendEvent(stream: EventStream, event: ChatEvent): void {
-  if (event.type === 'session') stream.send('session', { session_id: event.sessionId });
-  if (event.type === 'tool') stream.send('tool', { name: event.name });
-  if (event.type === 'delta') stream.send('delta', { text: event.text });
-}
-
-/** Whether an Accept header asks for a stream (RFC 9110 section 12.5.1); `q=0` says that it must not be one. */
-function acceptsEvents(accept: string): boolean {
-  return accept.split(',').some((range) => /^\s*text\/event-stream\s*(?:;|$)/i.test(range) && !/;\s*q=0(?:\.0*)?\s*(?:;|$)/i.test(range));
-}
-
-function requireKey(req: IncomingMessage, auth: ServerOptions['auth']): void {
-  const verdict = auth(req.headersDistinct['authorization'] ?? []);
-  if (verdict === 'missing_api_key') throw new Problem(verdict, 'Send the header "Authorization: Bearer <CLAUDE_API_KEY>".');
-  if (verdict === 'invalid_api_key') throw new Problem(verdict, 'The Authorization header must be "Bearer" and the CLAUDE_API_KEY of this server, once.');
-}
-
-function answerBody({ content, sessionId, costUsd, durationMs }: ChatAnswer): object {
-  return { content, session_id: sessionId, cost: costUsd, duration_ms: durationMs };
-}
-
-interface TurnLine {
-  readonly status: number;
-  readonly code?: string;
-  readonly origin?: string | undefined;
-  readonly sessionId?: string | undefined;
-  readonly costUsd?: number | undefined;
-  readonly durationMs?: number | undefined;
-  readonly cause?: string | undefined;
-}
-
-function logTurn({ requestId }: Exchange, log: Log, level: Level, { userId, sessionId: asked }: ChatRequest, line: TurnLine): void {
-  const { status, code, origin, sessionId = asked, costUsd, durationMs, cause } = line;
-  log(level, 'turn', { request: requestId, user: userId, session: sessionId, status, code, ms: durationMs, cost: costUsd, start: origin, cause });
-}
-
-function levelOf(problem: Problem): Level {
-  if (problem.code === 'internal_error') return 'error';
-  return problem.status >= 500 ? 'warning' : 'info';
-}
-
-function sendProblem(exchange: Exchange, problem: Problem, log: Log): void {
-  // Refused by its head, while its body turned out to be garbage: one answer is enough.
-  if (exchange.res.writableEnded) return;
-  const event = problem.status === 401 ? 'auth_failed' : 'request';
-  log(levelOf(problem), event, {
-    request: exchange.requestId,
-    status: problem.status,
-    code: problem.code,
-    remote: exchange.req.socket.remoteAddress,
-    cause: describeBug(problem.extras.cause),
-  });
-  writeProblem(exchange, problem);
-}
-
-function writeProblem({ req, res }: Exchange, problem: Problem): void {
-  if (res.headersSent || res.closed) {
-    res.destroy();
-    return;
-  }
-  for (const [name, value] of Object.entries(problemHeaders(problem))) res.setHeader(name, value);
-  // A caller still waiting for "100 Continue" may or may not send its body now; nobody could tell it from a next request.
-  if (req.headers.expect !== undefined && !req.complete) res.setHeader('Connection', 'close');
-  discardBody(req);
-  sendJson(res, problem.status, problemBody(problem), 'application/problem+json');
-}
-
-function sendJson(res: ServerResponse, status: number, body: object, type: string): void {
-  const text = JSON.stringify(body);
-  res.writeHead(status, { 'Content-Type': type, 'Content-Length': Buffer.byteLength(text), 'Cache-Control': 'no-store' });
-  // Node leaves the body out of an answer to HEAD by itself.
-  res.end(text);
-}
-
-function sendOptions(res: ServerResponse, methods: readonly string[]): void {
-  const allowed = [...methods, 'OPTIONS'].join(', ');
-  res.setHeader('Allow', allowed);
-  if (res.hasHeader('Access-Control-Allow-Origin')) {
-    res.setHeader('Access-Control-Allow-Methods', allowed);
-    res.setHeader('Access-Control-Allow-Headers', 'Authorization, Content-Type, X-Request-Id');
-    res.setHeader('Access-Control-Max-Age', '600');
-  }
-  res.writeHead(204).end();
-}
-
-function setCommonHeaders({ req, res, requestId }: Exchange, corsOrigins: readonly string[]): void {
-  res.setHeader('X-Request-Id', requestId);
-  res.setHeader('X-Content-Type-Options', 'nosniff');
-  // Node drops what it has read behind a request to upgrade, also where nobody upgrades: no next request may be begun there.
-  if (req.headers.upgrade !== undefined) res.setHeader('Connection', 'close');
-  if (corsOrigins.length === 0) return;
-  const isOpen = corsOrigins.includes('*');
-  if (!isOpen) res.setHeader('Vary', 'Origin');
-  const { origin } = req.headers;
-  if (origin === undefined || !(isOpen || corsOrigins.includes(origin))) return;
-  res.setHeader('Access-Control-Allow-Origin', isOpen ? '*' : origin);
-  res.setHeader('Access-Control-Expose-Headers', 'X-Request-Id, Retry-After');
-}
-
-function requestIdOf(req: IncomingMessage): string {
-  const [given = '', ...others] = req.headersDistinct['x-request-id'] ?? [];
-  return others.length === 0 && /^[A-Za-z0-9._:-]{1,128}$/.test(given) ? given : randomUUID();
-}
-
-/** The path of a request target in origin or absolute form (RFC 9112 section 3.2), taken literally: no decoding, no dots. */
-function pathOf(target: string): string {
-  return target.replace(/^https?:\/\/[^/?#]*/i, '').replace(/[?#].*$/s, '');
 }
 
 function connectionProblem(code: string | undefined): Problem {
