@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { access, mkdir, readdir, readFile, symlink, truncate, writeFile } from 'node:fs/promises';
+import { access, link, mkdir, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { createServer, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -314,6 +314,52 @@ testWithRealClis('files that are no files', async (t, binary) => {
     assert.ok([200, 504].includes(reply.status), JSON.stringify(reply.body));
     const next = await server.chat({ prompt: 'and now?', session_id: reply.body['session_id'] });
     assert.equal(next.status, 200, JSON.stringify(next.body));
+  });
+});
+
+testWithRealClis('a hard link that somebody else put into a folder', async (t, binary) => {
+  const api = await startMessagesApi(t);
+  const home = await makeHome(t);
+  const [hard, other] = [join(home, 'state/users/1/hard'), join(home, 'state/users/2/diary.txt')];
+  for (const path of [hard, other]) await mkdir(dirname(path), { recursive: true });
+  await writeFile(other, 'abc');
+  await link(other, hard);
+  const server = await startServer(t, cliEnv(binary, api), home);
+
+  await t.test('shows the file, and turns into another when it is changed', async () => {
+    for (const change of [edit(hard), write(hard, 'bbc')]) {
+      const { results } = await attempt(api, server, [read(hard), change], { user_id: 1 });
+      assert.deepEqual(results.map(({ isError }) => isError), [false, false], JSON.stringify(results));
+      assert.match(results[0]?.text ?? '', /[ab]bc/);
+      assert.deepEqual([await readFile(hard, 'utf8'), await readFile(other, 'utf8')], ['bbc', 'abc']);
+      await rm(hard);
+      await link(other, hard);
+    }
+  });
+});
+
+testWithRealClis('an end user who fills the disk of all', async (t, binary) => {
+  const api = await startMessagesApi(t);
+  const home = await makeHome(t);
+  const state = join(home, 'state');
+  if (process.getuid?.() !== 0) return t.skip('needs root, to make a small disk');
+  await mkdir(state);
+  const wrapper = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', 'mount -t tmpfs -o size=40m tmpfs "$0" && exec "$@"', state];
+  const server = await startServer(t, cliEnv(binary, api), home, wrapper);
+  const turn = (userId: number, prompt: string, sessionId?: unknown) => server.chat({ prompt, user_id: userId, session_id: sessionId });
+
+  await t.test('is told so, costs the others no dialogue, and all go on when there is room again', async () => {
+    api.script = () => say('ok');
+    const other = (await turn(2, 'one')).body['session_id'];
+    const { results, sessionId } = await attempt(api, server, Array.from({ length: 6 }, (_, i) => write(join(state, `users/1/${i}`), 'x'.repeat(7_000_000))), { user_id: 1 });
+    assert.deepEqual([results[0]?.isError, results[5]?.isError], [false, true], JSON.stringify(results).slice(0, 500));
+    const asked = api.turns.length;
+    for (const reply of [await turn(2, 'two', other), await turn(1, 'more', sessionId), await turn(3, 'new')]) assert.deepEqual([reply.status, reply.body['code']], [503, 'storage_unavailable']);
+    assert.equal(api.turns.length, asked, 'none was paid for');
+    await rm(`/proc/${server.pid}/root${state}/users/1`, { recursive: true });
+    api.script = () => say('ok');
+    for (const [userId, id] of [[2, other], [1, sessionId], [3, undefined]] as const) assert.equal((await turn(userId, 'three', id)).status, 200, `user ${userId}`);
+    assert.ok(api.turns.some((request) => promptsOf(request).join() === 'one,three'), 'the dialogue went on');
   });
 });
 
