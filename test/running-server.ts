@@ -84,16 +84,7 @@ export class RunningServer {
     const headers = { Accept: 'text/event-stream' };
     const response = await this.request('/api/v1/chat', { method: 'POST', body: JSON.stringify({ user_id: 1, ...body }), headers, ...init });
     assert.match(response.headers.get('content-type') ?? '', /^text\/event-stream/, `status ${response.status}`);
-    let unread = '';
-    for await (const text of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
-      const blocks = (unread + text).split('\n\n');
-      unread = blocks.pop() ?? '';
-      for (const block of blocks.filter((lines) => !lines.startsWith(':'))) {
-        const [, name = '', data = ''] = /^event: ([^\n]*)\ndata: ([^\n]*)$/.exec(block) ?? assert.fail(`not an event: ${block.slice(0, 200)}`);
-        yield { name, data: JSON.parse(data) as Record<string, unknown> };
-      }
-    }
-    assert.equal(unread, '', 'the stream ends after a whole event');
+    yield* eventsOf(response);
   }
 
   /** Sends the signal and waits for the end; gives the exit code, or the signal's name. */
@@ -115,6 +106,20 @@ export class RunningServer {
   leftovers(): Promise<string[]> {
     return processesOf(this.home, this.pid);
   }
+}
+
+/** The events of a streamed answer, each as it comes. Fails when it is cut off in the midst of one. */
+export async function* eventsOf(response: Response): AsyncGenerator<StreamEvent> {
+  let unread = '';
+  for await (const text of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+    const blocks = (unread + text).split('\n\n');
+    unread = blocks.pop() ?? '';
+    for (const block of blocks.filter((lines) => !lines.startsWith(':'))) {
+      const [, name = '', data = ''] = /^event: ([^\n]*)\ndata: ([^\n]*)$/.exec(block) ?? assert.fail(`not an event: ${block.slice(0, 200)}`);
+      yield { name, data: JSON.parse(data) as Record<string, unknown> };
+    }
+  }
+  assert.equal(unread, '', 'the stream ends after a whole event');
 }
 
 /** A started server, in a HOME of its own unless one is given. It is killed at the end of the test. */
