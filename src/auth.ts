@@ -1,5 +1,6 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 
+/** What the key check says of a request. */
 export type Verdict = 'ok' | 'missing_api_key' | 'invalid_api_key';
 
 /**

@@ -1,9 +1,8 @@
 import type { TurnEnd, TurnEvent } from './dialogue.ts';
-import { sessionNotFound } from './failure.ts';
+import { sessionNotFound, storageUnavailable } from './failure.ts';
 import type { Log } from './log.ts';
-import { storageUnavailable } from './machine.ts';
 import type { Lease, Pool } from './pool.ts';
-import { Problem, toProblem, type ProblemCode } from './problem.ts';
+import { describeBug, Problem, toProblem, type ProblemCode } from './problem.ts';
 import type { SessionRecord, Sessions } from './sessions.ts';
 import type { Worker } from './worker.ts';
 
@@ -41,6 +40,7 @@ interface ChatOptions {
   readonly log: Log;
 }
 
+/** Turns as the HTTP side knows them. */
 export interface Chat {
   /**
    * Runs one turn to its end. `onEvent` hears of the session once its owner is on record, then of text and tools.
@@ -55,7 +55,6 @@ export function createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTu
   return {
     async run(request, signal, onEvent) {
       const startedAt = performance.now();
-      takeTurn(request.userId);
       try {
         checkStorage();
       } catch (error) {
@@ -64,14 +63,16 @@ export function createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTu
         throw error;
       }
       const record = await ownRecord(request);
+      takeTurn(request.userId);
       const lease = await pool.acquire(request.userId, request.sessionId, signal);
       let end: TurnEnd | undefined;
       try {
         onEvent({ type: 'admitted', origin: lease.origin });
-        end = await runTurn(lease, lease.worker, request, record, signal, onEvent);
+        end = await runTurn(lease, request, record, signal, onEvent);
         // A process that died while it was idle never heard the prompt; the caller need not know.
         if (lease.origin !== 'cold' && !end.wasHeard && problemCodeOf(end) === 'claude_failed') {
-          end = await runTurn(lease, await lease.renew(), request, record, signal, onEvent);
+          await lease.renew();
+          end = await runTurn(lease, request, record, signal, onEvent);
         }
       } finally {
         // The session's next turn may need what is kept here; this answer need not wait for it.
@@ -85,12 +86,13 @@ export function createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTu
     if (sessionId === undefined) return undefined;
     const record = await sessions.find(sessionId);
     if (record?.userId !== userId) throw sessionNotFound();
+    // Before the turn: a record that is about to be too old must not be swept away during it.
+    sessions.touch(sessionId);
     return record;
   }
 
   async function runTurn(
     lease: Lease<Worker>,
-    worker: Worker,
     request: ChatRequest,
     record: SessionRecord | undefined,
     signal: AbortSignal,
@@ -115,7 +117,7 @@ export function createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTu
     for (const source of [signal, closing]) source.addEventListener('abort', forward);
     if (signal.aborted || closing.aborted) forward();
     try {
-      const end = await worker.turn(request.prompt, limit.signal, tell);
+      const end = await lease.worker.turn(request.prompt, limit.signal, tell);
       // An answer whose session nobody may continue is none: without its record the turn has failed.
       const isRecorded = await told.then(() => true, () => false);
       if (problemCodeOf(end) === 'claude_not_authenticated') pool.retireAll();
@@ -128,13 +130,12 @@ export function createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTu
     }
   }
 
-  /** Keeps the session's record alive, and the total where the next turn needs it. */
+  /** Keeps the session's total where its next turn needs it. */
   async function keep({ userId, sessionId: asked }: ChatRequest, end: TurnEnd | undefined): Promise<void> {
     const { sessionId = asked, totalCostUsd } = end ?? {};
-    if (sessionId === undefined) return;
-    const written = totalCostUsd === undefined ? sessions.touch(sessionId) : sessions.update(sessionId, { userId, totalCostUsd });
-    await written.catch((error: unknown) => {
-      log('error', 'record_not_kept', { session: sessionId, message: 'the session record could not be written: is the disk full?', error: nameOf(error) });
+    if (sessionId === undefined || totalCostUsd === undefined) return;
+    await sessions.update(sessionId, { userId, totalCostUsd }).catch((error: unknown) => {
+      log('error', 'record_not_kept', { session: sessionId, message: 'the next turn may tell too high a cost', cause: describeBug(storageUnavailable(error).extras.cause) });
     });
   }
 }
@@ -157,8 +158,4 @@ function problemCodeOf({ outcome }: TurnEnd): ProblemCode | undefined {
 
 function tookTooLong(): Problem {
   return new Problem('claude_timeout', 'Claude took longer than CLAUDE_TIMEOUT_SECONDS allows; the turn was stopped, and the session_id, where given, can go on.');
-}
-
-function nameOf(error: unknown): string {
-  return error instanceof Error && 'code' in error ? String(error.code) : 'unknown';
 }

@@ -4,8 +4,9 @@ import { access, constants, mkdir, realpath, stat } from 'node:fs/promises';
 import { delimiter, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import type { Config } from './env.ts';
-import { claudeNotFound } from './failure.ts';
-import { storageUnavailable } from './machine.ts';
+import { claudeNotFound, storageUnavailable } from './failure.ts';
+import { markerName } from './leftovers.ts';
+import { errorCode } from './problem.ts';
 import { Worker, type Launch } from './worker.ts';
 
 /** What the CLI gets unless the operator says otherwise; each closes a hole or saves time (measured). */
@@ -35,7 +36,8 @@ type CliConfig = Pick<
 export interface Claude {
   /**
    * A started process in the user's own folder (made on first use), resuming the given session. It exists but is not
-   * known to work before its first turn. Throws Problem `claude_not_found` when there is no such program.
+   * known to work before its first turn. Throws Problem `claude_not_found` when there is no such program,
+   * `storage_unavailable` when the folder cannot be made, and `busy` when the machine has no room for a process.
    */
   start(userId: number, resume?: { readonly sessionId: string; readonly totalCostUsd: number }): Promise<Worker>;
   /** The CLI's version from `claude --version`, or undefined when it cannot be run. Never throws. */
@@ -64,8 +66,8 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
       if (binary === undefined) throw claudeNotFound();
       const cwd = join(usersDir, String(userId));
       // Not its parents: where these are gone, others must not come up in the place of a disk that is not mounted.
-      await mkdir(cwd, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
-        if (error.code !== 'EEXIST') throw storageUnavailable(error);
+      await mkdir(cwd, { mode: 0o700 }).catch((error: unknown) => {
+        if (errorCode(error) !== 'EEXIST') throw storageUnavailable(error);
       });
       started += 1;
       return new Worker({
@@ -80,7 +82,10 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
     async probeVersion() {
       const binary = await findProgram(config.claudeBinary, pathVariable);
       if (binary === undefined) return undefined;
-      const output = await promisify(execFile)(binary, ['--version'], { env, timeout: 10_000 }).catch(() => undefined);
+      const { command, args } = commandLine(setpriv, binary, ['--version']);
+      // Like every process of ours it carries the marker, for it may hang.
+      const options = { env: { ...env, [markerName]: `${markerPrefix}${process.pid}.` }, timeout: 10_000, killSignal: 'SIGKILL' } as const;
+      const output = await promisify(execFile)(command, args, options).catch(() => undefined);
       return output && /^\d+\.\d+\.\d+/.exec(output.stdout)?.[0];
     },
   };

@@ -2,6 +2,7 @@ import { Deltas } from './deltas.ts';
 import { claudeRateLimited, problemOf, problemOfEnd, type ApiTrouble, type ExitStatus } from './failure.ts';
 import type { Problem } from './problem.ts';
 import { carriesCostOver, costOfTurn, type CliEvent, type CliResult } from './protocol.ts';
+import { sessionIdPattern } from './sessions.ts';
 
 /** What a turn tells while it runs. */
 export type TurnEvent =
@@ -62,7 +63,7 @@ export class Dialogue {
     });
   }
 
-  /** Takes what the CLI says next. */
+  /** Takes what the CLI says next. Throws when it names a session by what is no id. */
   hear(event: CliEvent): void {
     const turn = this.#turn;
     if (turn === undefined) {
@@ -94,6 +95,8 @@ export class Dialogue {
         this.#onResult(turn, event);
         return;
       default: {
+        // Claude speaks again: what was tried again is over, and not the cause of what may still fail.
+        if (event.type === 'message_start') delete turn.trouble.lastRetry;
         const text = turn.deltas.push(event);
         if (text !== '') turn.onEvent({ type: 'delta', text });
       }
@@ -103,11 +106,12 @@ export class Dialogue {
   /** Ends the turn that will get no result line, if there is one; no other may begin. `cause` is for the log. */
   fail(exit: ExitStatus | undefined, cause: string | undefined): void {
     this.#isSound = false;
-    const problem = this.#turn?.givenUp ?? problemOfEnd(exit, this.#version !== '');
+    const problem = this.#turn?.givenUp ?? problemOfEnd(exit, this.#sessionId !== undefined);
     this.#settle({ costUsd: 0, totalCostUsd: undefined, outcome: { problem: problem.with({ cause }) } });
   }
 
   #onInit(turn: Turn, sessionId: string, version: string): void {
+    if (!sessionIdPattern.test(sessionId)) throw new Error('not a session id');
     this.#version = version;
     this.#sessionId = sessionId;
     turn.wasHeard = true;

@@ -1,6 +1,5 @@
 import { howToLogIn } from './login.ts';
-import { noRoom } from './machine.ts';
-import { Problem } from './problem.ts';
+import { errorCode, Problem } from './problem.ts';
 import type { CliResult } from './protocol.ts';
 
 /** How a process ended: with a code, by a signal, or never begun. */
@@ -63,11 +62,11 @@ function retryAfterSeconds(trouble: ApiTrouble, nowSeconds: number): number | un
   return trouble.lastRetry && Math.max(1, Math.ceil(trouble.lastRetry.delayMs / 1000));
 }
 
-/** The CLI's own words cut to what fits an answer: one line, no paths, at most 300 characters. */
+/** The CLI's own words cut to what fits an answer: one line, no paths, no keys, at most 300 characters. */
 export function sentence(text: string): string {
   const [firstLine = ''] = text.trim().split(/\r?\n/);
   // A path begins with ~/, ./, ../ or /name/ where neither a word nor the // of an address goes before; /login is none.
-  return firstLine.replace(/file:\/\/\S+|(?<![\w/.~-])(?:(?:~|\.{1,2})\/|\/[^\s/]+\/)[^\s'")`<>\]]*/g, '<path>').slice(0, 300);
+  return firstLine.replace(/(['"`])(?:(?:~|\.{1,2})\/|\/[^\s/'"`]+\/)[^'"`]*\1/g, '$1<path>$1').replace(/\bsk-[\w-]{8,}/g, '<secret>').replace(/file:\/\/\S+|(?<![\w/.~-])(?:(?:~|\.{1,2})\/|\/[^\s/]+\/)[^\s'")`<>\]]*/g, '<path>').slice(0, 300);
 }
 
 /**
@@ -111,4 +110,29 @@ export function claudeNotFound(): Problem {
     'claude_not_found',
     'The Claude CLI cannot be run: install it with "npm install -g @anthropic-ai/claude-code", or set CLAUDE_BINARY_PATH to where it is.',
   );
+}
+
+/** The problem of a file or folder that cannot be used. The cause, for the log, says what to do; no path is in it. */
+export function storageUnavailable(error: unknown, setting = 'CLAUDE_STATE_DIR'): Problem {
+  const code = errorCode(error);
+  if (code === 'EMFILE' || code === 'ENFILE') return noRoom();
+  const remedy = code === undefined ? (error as Error).message : `${remedies[code] ?? 'look after its disk'} (${code})`;
+  return new Problem('storage_unavailable', 'The server cannot store dialogues at the moment, as its log says; try again later.', {
+    retryAfterSeconds: 10,
+    cause: new Error(`${setting}: ${remedy}`),
+  });
+}
+
+const remedies: Readonly<Record<string, string>> = {
+  EACCES: 'let the user the server runs as write there',
+  EPERM: 'let the user the server runs as write there',
+  EROFS: 'its disk is mounted read-only',
+  ENOENT: 'the folder is gone: put it back, or restart the server to begin with an empty one',
+  ENOSPC: 'its disk is full: make room',
+  EDQUOT: 'its disk quota is used up: make room',
+};
+
+/** The problem of a machine that has no process, descriptor or memory left to start a CLI. */
+export function noRoom(): Problem {
+  return new Problem('busy', 'The machine has no room to start the Claude CLI at the moment; try again.', { retryAfterSeconds: 5 });
 }

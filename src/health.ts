@@ -4,17 +4,23 @@ import { claudeNotFound } from './failure.ts';
 import { compareVersions } from './protocol.ts';
 import type { Log } from './log.ts';
 import { toProblem } from './problem.ts';
-import type { Health } from './routes.ts';
 
 /** The oldest CLI that the walls between users were proven on. */
 const oldestProvenVersion = '2.1.197';
 
+/** What `/health` answers: to everybody, and with the key also the details. */
+export interface Health {
+  readonly status: 'ok' | 'draining' | 'unavailable';
+  /** What to do about it, when unavailable. */
+  readonly detail?: string;
+}
+
 /** Whether the server can do its work, learnt from its own turns; asking costs no process. */
 export interface HealthMonitor {
-  /** The same chat, with every turn counted. */
+  /** The same chat, with every turn counted that is asked for. */
   readonly watched: Chat;
   readonly health: () => Health;
-  /** Turns and failures since the start, and the CLI's version where known. */
+  /** Turns asked for and failures since the start, and the CLI's version where known. */
   readonly counts: () => { readonly claude_version: string | null; readonly turns: number; readonly failures: number };
   /** Looks for the CLI, now and, while it cannot be run, again every `retryMs`; logs what it finds. Never rejects. */
   readonly watchCli: () => Promise<void>;
@@ -37,7 +43,8 @@ export function createHealthMonitor(chat: Chat, claude: Pick<Claude, 'probeVersi
   }
 
   function setAvailable(isNowAvailable: boolean): void {
-    if (isNowAvailable !== isAvailable) log(isNowAvailable ? 'info' : 'error', isNowAvailable ? 'claude_found' : 'claude_not_found', { message: isNowAvailable ? undefined : claudeNotFound().message });
+    if (isNowAvailable && !isAvailable) log('info', 'claude_found');
+    if (!isNowAvailable && isAvailable) log('error', 'claude_not_found', { message: claudeNotFound().message });
     isAvailable = isNowAvailable;
     clearTimeout(retry);
     if (!isAvailable) retry = setTimeout(() => void watchCli(), retryMs).unref();

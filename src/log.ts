@@ -1,8 +1,10 @@
+/** How much a line matters: `error` wants a person, `warning` may, `info` does not. */
 export type Level = 'error' | 'warning' | 'info';
 
 /** Plain values an event carries; `undefined` ones are left out. Never a prompt, an answer, a key or a path. */
 export type Fields = Readonly<Record<string, string | number | boolean | undefined>>;
 
+/** Writes one event. */
 export type Log = (level: Level, event: string, fields?: Fields) => void;
 
 /** How lines look: one JSON object, the same with the journal's level prefix (sd-daemon(3)), or short text for a person. */

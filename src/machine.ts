@@ -1,15 +1,15 @@
 import { accessSync, constants, existsSync, statfsSync } from 'node:fs';
 import { totalmem } from 'node:os';
-import { join } from 'node:path';
-import { Problem } from './problem.ts';
+import { dirname, join } from 'node:path';
+import { storageUnavailable } from './failure.ts';
 
 // As much as a long turn may add to a dialogue: with less no turn begins.
 const leastFreeBytes = 16 * 1024 * 1024;
 
 /** A folder that every turn writes to, and the setting that says where it is. */
-interface Place {
+interface Folder {
   readonly setting: string;
-  readonly folder: string;
+  readonly path: string;
 }
 
 /**
@@ -19,51 +19,31 @@ interface Place {
  * dialogue, or not at all (measured): so nobody would notice before the money is spent, or until the restart.
  */
 export function createStorageCheck(stateDir: string, childEnv: Readonly<Record<string, string>>): () => void {
+  const state = ['sessions', 'users'].map((name) => ({ setting: 'CLAUDE_STATE_DIR', path: join(stateDir, name) }));
+  const given = childEnv['CLAUDE_CONFIG_DIR'];
   const home = childEnv['HOME'] ?? '/';
-  const configFolder = childEnv['CLAUDE_CONFIG_DIR'] || join(home, '.claude');
-  const temporary = { setting: 'TMPDIR', folder: childEnv['CLAUDE_CODE_TMPDIR'] || childEnv['TMPDIR'] || '/tmp' };
-  const state = ['sessions', 'users'].map((name) => ({ setting: 'CLAUDE_STATE_DIR', folder: join(stateDir, name) }));
+  const setting = childEnv['CLAUDE_CODE_TMPDIR'] ? 'CLAUDE_CODE_TMPDIR' : 'TMPDIR';
+  const temporary = { setting, path: childEnv[setting] || '/tmp' };
   return () => {
-    // The CLI makes its folder at its first start.
-    const config = { setting: 'HOME', folder: existsSync(configFolder) ? configFolder : home };
-    for (const place of [...state, config, temporary]) checkPlace(place);
+    const config = given ? { setting: 'CLAUDE_CONFIG_DIR', path: nearest(given, '/') } : { setting: 'HOME', path: nearest(join(home, '.claude'), home) };
+    for (const folder of [...state, config, temporary]) checkFolder(folder);
   };
 }
 
-function checkPlace({ setting, folder }: Place): void {
+/** Where the CLI will make its folder at its first start: the nearest one above that is there, no higher than `top`. */
+function nearest(path: string, top: string): string {
+  return path === top || path === dirname(path) || existsSync(path) ? path : nearest(dirname(path), top);
+}
+
+function checkFolder({ setting, path }: Folder): void {
   try {
-    accessSync(folder, constants.W_OK | constants.X_OK);
-    const { bavail, bsize, files, ffree } = statfsSync(folder);
+    accessSync(path, constants.W_OK | constants.X_OK);
+    const { bavail, bsize, files, ffree } = statfsSync(path);
     // Some file systems count no files at all.
     if (bavail * bsize < leastFreeBytes || (files > 0 && ffree === 0)) throw new Error(`its disk is full: make room for ${leastFreeBytes / 1024 / 1024} MB at least`);
   } catch (error) {
     throw storageUnavailable(error, setting);
   }
-}
-
-/** The problem of a file or folder that cannot be used. The cause, for the log, says what to do; no path is in it. */
-export function storageUnavailable(error: unknown, setting = 'CLAUDE_STATE_DIR'): Problem {
-  const code = error instanceof Error && 'code' in error ? String(error.code) : undefined;
-  if (code === 'EMFILE' || code === 'ENFILE') return noRoom();
-  const remedy = code === undefined ? (error as Error).message : `${remedies[code] ?? 'look after its disk'} (${code})`;
-  return new Problem('storage_unavailable', 'The server cannot store dialogues at the moment, as its log says; try again later.', {
-    retryAfterSeconds: 10,
-    cause: new Error(`${setting}: ${remedy}`),
-  });
-}
-
-const remedies: Readonly<Record<string, string>> = {
-  EACCES: 'let the user the server runs as write there',
-  EPERM: 'let the user the server runs as write there',
-  EROFS: 'its disk is mounted read-only',
-  ENOENT: 'the folder is gone: put it back, or restart the server to begin with an empty one',
-  ENOSPC: 'its disk is full: make room',
-  EDQUOT: 'its disk quota is used up: make room',
-};
-
-/** The problem of a machine that has no process, descriptor or memory left to start a CLI. */
-export function noRoom(): Problem {
-  return new Problem('busy', 'The machine has no room to start the Claude CLI at the moment; try again.', { retryAfterSeconds: 5 });
 }
 
 /** The memory this process may use, in bytes: the container's or service's limit where there is one. */

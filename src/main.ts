@@ -9,7 +9,7 @@ import { EnvSyntaxError, parseEnv } from './dotenv.ts';
 import { ConfigError, loadConfig, type Config } from './env.ts';
 import { createHealthMonitor } from './health.ts';
 import { claim, endMarked } from './leftovers.ts';
-import { createLog, type Log } from './log.ts';
+import { createLog, type Log, type LogFormat } from './log.ts';
 import { findLogin, howToLogIn } from './login.ts';
 import { availableMemoryBytes, createStorageCheck, defaultCapacity } from './machine.ts';
 import { Pool } from './pool.ts';
@@ -114,9 +114,8 @@ async function main(): Promise<void> {
 
   await sayLogin(config, log);
   sayStorage(checkStorage, log);
-  await monitor.watchCli();
-  await sweepSessions(sessions, log);
   setInterval(() => void sweepSessions(sessions, log), 24 * 60 * 60 * 1000).unref();
+  await Promise.all([monitor.watchCli(), sweepSessions(sessions, log)]);
 }
 
 async function sweepSessions(sessions: Sessions, log: Log): Promise<void> {
@@ -159,7 +158,7 @@ function fail(status: number, problems: readonly string[]): never {
   process.exit(status);
 }
 
-function logFormat(): 'journal' | 'text' | 'json' {
+function logFormat(): LogFormat {
   if (process.env['JOURNAL_STREAM'] !== undefined) return 'journal';
   return process.stdout.isTTY ? 'text' : 'json';
 }

@@ -14,6 +14,7 @@ interface Poolable {
   stop(): Promise<void>;
 }
 
+/** How many processes there may be, how long they wait and stay, and how one is started. */
 export interface PoolOptions<W extends Poolable> {
   /** Starts a process for a user, resuming the session where one is named. Throws a Problem when it cannot. */
   readonly start: (userId: number, sessionId: string | undefined) => Promise<W>;
@@ -35,8 +36,8 @@ export interface Lease<W> {
   readonly origin: 'warm' | 'spare' | 'cold';
   /** Names the session of a new dialogue, so that its next turn waits for this one. */
   bind(sessionId: string): void;
-  /** Puts a fresh process in the place of one that turned out dead, and gives it. Throws what the start throws. */
-  renew(): Promise<W>;
+  /** Puts a fresh process in the place of one that turned out dead. Throws what the start throws. */
+  renew(): Promise<void>;
   /** Gives the place back, exactly once; the process stays warm when it is fit. */
   release(): void;
 }
@@ -61,7 +62,7 @@ interface Place<W> {
   isIdle: boolean;
   idleTimer: NodeJS.Timeout | undefined;
   turns: number;
-  /** Of the login the process was started with. */
+  /** Counts the calls of `retireAll` before the process was started. */
   readonly generation: number;
 }
 
@@ -75,6 +76,8 @@ interface Waiting<W> {
 // A process grows by about 1 MB a turn (measured), and after a prompt of megabytes at once.
 const maxTurnsPerWorker = 100;
 const maxResidentBytes = 400 * 1024 * 1024;
+// A CLI that hangs at its start (it happens) must not keep the others from theirs; one that starts takes a second.
+const maxStartMs = 10_000;
 
 /**
  * Lends CLI processes to turns: the session's own warm one, the spare, or a new one, never more than the capacity.
@@ -125,7 +128,7 @@ export class Pool<W extends Poolable> {
       signal.addEventListener('abort', giveUp);
       this.#queue.push(waiting);
       this.#dispatch();
-      if (this.#queue.length > this.#options.queueLimit && this.#queue.includes(waiting)) {
+      if (this.#queue.includes(waiting) && this.#isQueueTooLong()) {
         waiting.fail(this.#busy('The server is busy and its queue is full; try again in a while.'));
       }
     });
@@ -137,7 +140,7 @@ export class Pool<W extends Poolable> {
     return { running: this.#places.size - warm, queued: this.#queue.length, warm, capacity: this.#options.capacity };
   }
 
-  /** Stops the idle processes, and those in use after their turn: they were started with a login that failed. */
+  /** Stops the idle processes, and those in use after their turn: their login failed, or their folders went away. */
   retireAll(): void {
     this.#generation += 1;
     this.#spareUserId = undefined;
@@ -170,6 +173,13 @@ export class Pool<W extends Poolable> {
       }
     }
     this.#keepSpare();
+  }
+
+  /** A turn that has a place, and only waits for other starts, is none of the queue. */
+  #isQueueTooLong(): boolean {
+    const blocked = this.#queue.filter((waiting) => this.#isSessionBusy(waiting.sessionId)).length;
+    const { running, capacity } = this.counts();
+    return blocked + Math.max(0, this.#queue.length - blocked - (capacity - running)) > this.#options.queueLimit;
   }
 
   #isSessionBusy(sessionId: string | undefined): boolean {
@@ -215,7 +225,16 @@ export class Pool<W extends Poolable> {
         place.hasBegun ||= place.sessionId === undefined;
         place.sessionId = sessionId;
       };
-      return { worker, origin, bind, renew: () => this.#startIn(place), release };
+      const lease = {
+        worker,
+        origin,
+        bind,
+        renew: async () => {
+          lease.worker = await this.#startIn(place);
+        },
+        release,
+      };
+      return lease;
     } catch (error) {
       release();
       throw error;
@@ -225,17 +244,26 @@ export class Pool<W extends Poolable> {
   /** Starts a process in a place once the one before it is gone, so that there is never one too many. */
   async #startIn(place: Place<W>): Promise<W> {
     this.#starting += 1;
+    let timer: NodeJS.Timeout | undefined;
+    let isStarting = true;
     const started = (): void => {
+      clearTimeout(timer);
+      if (!isStarting) return;
+      isStarting = false;
       this.#starting -= 1;
       this.#dispatch();
     };
     try {
       await place.worker?.stop();
       place.worker = undefined;
-      place.leavingSessionId = undefined;
+      if (place.leavingSessionId !== undefined) {
+        place.leavingSessionId = undefined;
+        this.#dispatch();
+      }
       const worker = await this.#options.start(place.userId, place.sessionId);
       place.worker = worker;
       place.turns = 0;
+      timer = setTimeout(started, maxStartMs).unref();
       void worker.started.then(started);
       void worker.exited.then(() => {
         if (place.isIdle && place.worker === worker) void this.#stop(place);
@@ -271,7 +299,7 @@ export class Pool<W extends Poolable> {
     this.#places.delete(place);
     this.#places.add(place);
     place.isIdle = true;
-    place.idleTimer = setTimeout(() => void this.#stop(place), this.#options.warmMs);
+    place.idleTimer = setTimeout(() => void this.#stop(place), this.#options.warmMs).unref();
     this.#dispatch();
   }
 

@@ -100,6 +100,11 @@ export function problemHeaders(problem: Problem): Record<string, string> {
   };
 }
 
+/** The code of a system error, such as ENOENT; undefined for any other thrown value. */
+export function errorCode(error: unknown): string | undefined {
+  return error instanceof Error && 'code' in error ? String(error.code) : undefined;
+}
+
 /** What a thrown value says of itself, fit for the log: its kind and message, cut short, without stack and paths. */
 export function describeBug(error: unknown): string | undefined {
   return error === undefined ? undefined : String(error).replace(/\/[^\s'":]+/g, '<path>').slice(0, 300);

@@ -13,7 +13,6 @@ export type CliEvent =
 
 /** The line that ends a turn. */
 export interface CliResult {
-  readonly sessionId: string | undefined;
   readonly subtype: string;
   readonly isError: boolean;
   /** Claude's final text, or the CLI's own sentence about an error; absent when the turn was cut short. */
@@ -119,7 +118,6 @@ function isSubagent(line: Json): boolean {
 function parseResult(message: Json): CliResult {
   const sinceLastResult = message['model_usage_since_last_result'];
   return {
-    sessionId: asText(message['session_id']),
     subtype: asText(message['subtype']) ?? '',
     isError: message['is_error'] !== false,
     text: asText(message['result']),

@@ -3,16 +3,10 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Verdict } from './auth.ts';
 import { discardBody, readChatRequest } from './body.ts';
 import type { Chat, ChatAnswer, ChatEvent, ChatRequest } from './chat.ts';
+import type { Health } from './health.ts';
 import type { Level, Log } from './log.ts';
 import { describeBug, Problem, problemBody, problemHeaders, toProblem } from './problem.ts';
 import { EventStream } from './sse.ts';
-
-/** What `/health` answers: to everybody, and with the key also the details. */
-export interface Health {
-  readonly status: 'ok' | 'draining' | 'unavailable';
-  /** What to do about it, when unavailable. */
-  readonly detail?: string;
-}
 
 /** What the routes need of the rest of the server. */
 export interface RouteOptions {
@@ -35,8 +29,13 @@ const methodsOf: Readonly<Record<string, readonly string[]>> = {
 /** A request and its answer. */
 export type Exchange = { readonly req: IncomingMessage; readonly res: ServerResponse; readonly requestId: string };
 
+/** A request and its answer, under the caller's own id where that is a sane one, else under a new one. */
+export function exchangeOf(req: IncomingMessage, res: ServerResponse): Exchange {
+  return { req, res, requestId: requestIdOf(req) };
+}
+
 /** Answers one request, whatever it is; streams tell every `heartbeatMs` that they are alive. Never rejects. */
-export async function answer(exchange: Exchange, options: RouteOptions, heartbeatMs: number): Promise<void> {
+export async function answerRequest(exchange: Exchange, options: RouteOptions, heartbeatMs: number): Promise<void> {
   setCommonHeaders(exchange, options.corsOrigins);
   await route(exchange, options, heartbeatMs).catch((error: unknown) => answerProblem(exchange, toProblem(error), options.log));
 }
@@ -208,8 +207,7 @@ function setCommonHeaders({ req, res, requestId }: Exchange, corsOrigins: readon
   res.setHeader('Access-Control-Expose-Headers', 'X-Request-Id, Retry-After');
 }
 
-/** The caller's own id for a request, where it is a sane one, else a new one. */
-export function requestIdOf(req: IncomingMessage): string {
+function requestIdOf(req: IncomingMessage): string {
   const [given = '', ...others] = req.headersDistinct['x-request-id'] ?? [];
   return others.length === 0 && /^[A-Za-z0-9._:-]{1,128}$/.test(given) ? given : randomUUID();
 }

@@ -1,8 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { createServer, STATUS_CODES, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Problem, problemBody } from './problem.ts';
-import { answer, answerProblem, requestIdOf, type Exchange, type RouteOptions } from './routes.ts';
+import { answerProblem, answerRequest, exchangeOf, type Exchange, type RouteOptions } from './routes.ts';
 
 /** How long a caller may take, in milliseconds. A turn has its own limit. */
 interface Timeouts {
@@ -20,6 +21,7 @@ interface Timeouts {
 
 const defaultTimeouts: Timeouts = { headersMs: 20_000, requestMs: 120_000, keepAliveMs: 75_000, checkEveryMs: 5_000, heartbeatMs: 15_000 };
 
+/** What the HTTP side needs of the rest of the server. */
 export interface ServerOptions extends RouteOptions {
   readonly timeouts?: Partial<Timeouts>;
 }
@@ -43,7 +45,7 @@ export function createHttpServer(options: ServerOptions): Server {
   const refused = new WeakSet<Duplex>();
 
   const onRequest = (req: IncomingMessage, res: ServerResponse): void => {
-    const exchange = { req, res, requestId: requestIdOf(req) };
+    const exchange = exchangeOf(req, res);
     answering.set(req.socket, exchange);
     res.on('close', () => {
       // Requests sent without waiting are under way together; answers go out in order, so the last one is the one to keep.
@@ -56,12 +58,14 @@ export function createHttpServer(options: ServerOptions): Server {
       if (res.writableEnded) req.socket.destroy();
       else req.socket.setTimeout(timeouts.keepAliveMs);
     });
-    void answer(exchange, options, timeouts.heartbeatMs);
+    void answerRequest(exchange, options, timeouts.heartbeatMs);
   };
   const refuse = (socket: Duplex, problem: Problem): void => {
     if (!socket.writable) return;
-    options.log('info', 'request', { status: problem.status, code: problem.code });
-    socket.end(rawAnswer(problem));
+    const requestId = randomUUID();
+    const remote = socket instanceof Socket ? socket.remoteAddress : undefined;
+    options.log('info', 'request', { request: requestId, status: problem.status, code: problem.code, remote });
+    socket.end(rawAnswer(problem, requestId));
   };
   server.on('request', onRequest);
   server.on('checkContinue', onRequest);
@@ -96,12 +100,12 @@ function connectionProblem(code: string | undefined): Problem {
 }
 
 /** An answer to what never became a request, so that even this caller gets a problem object. */
-function rawAnswer(problem: Problem): string {
+function rawAnswer(problem: Problem, requestId: string): string {
   const text = JSON.stringify(problemBody(problem));
   const headers = {
     'Content-Type': 'application/problem+json',
     'Content-Length': Buffer.byteLength(text),
-    'X-Request-Id': randomUUID(),
+    'X-Request-Id': requestId,
     Connection: 'close',
   };
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`).join('');

@@ -1,8 +1,9 @@
 import { randomUUID } from 'node:crypto';
-import { readFileSync } from 'node:fs';
-import { mkdir, open, readdir, rename, rm, stat, utimes } from 'node:fs/promises';
+import { readFileSync, utimesSync } from 'node:fs';
+import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { storageUnavailable } from './machine.ts';
+import { storageUnavailable } from './failure.ts';
+import { errorCode } from './problem.ts';
 
 /** What must outlive the server about one dialogue. */
 export interface SessionRecord {
@@ -12,6 +13,7 @@ export interface SessionRecord {
   readonly totalCostUsd: number;
 }
 
+/** Who owns which dialogue, on disk. */
 export interface Sessions {
   /** The record, or undefined for an unknown id. Throws Problem `storage_unavailable` for one that cannot be read. */
   find(sessionId: string): Promise<SessionRecord | undefined>;
@@ -19,8 +21,8 @@ export interface Sessions {
   add(sessionId: string, record: SessionRecord): Promise<void>;
   /** Writes it anew; a reader sees the old record or the new one, whatever ends the server meanwhile. */
   update(sessionId: string, record: SessionRecord): Promise<void>;
-  /** Says that the session is still in use. */
-  touch(sessionId: string): Promise<void>;
+  /** Says that the session is still in use. Throws Problem `storage_unavailable` when that cannot be written. */
+  touch(sessionId: string): void;
   /** Removes records neither written nor touched for `maxAgeMs`; gives how many. */
   sweep(maxAgeMs: number): Promise<number>;
 }
@@ -44,7 +46,7 @@ export async function openSessions(stateDir: string): Promise<Sessions> {
         // A few bytes on every turn's way: reading them at once takes less than four trips through the thread pool.
         return parseRecord(readFileSync(fileOf(sessionId), 'utf8'));
       } catch (error) {
-        if (isMissing(error)) return undefined;
+        if (errorCode(error) === 'ENOENT') return undefined;
         throw storageUnavailable(error);
       }
     },
@@ -58,9 +60,14 @@ export async function openSessions(stateDir: string): Promise<Sessions> {
       await writeAtomically(fileOf(sessionId), record, { isDurable: false });
     },
 
-    async touch(sessionId) {
+    touch(sessionId) {
       const now = new Date();
-      await utimes(fileOf(sessionId), now, now);
+      try {
+        // At once: through the thread pool one turn of a session would overtake another (measured).
+        utimesSync(fileOf(sessionId), now, now);
+      } catch (error) {
+        throw storageUnavailable(error);
+      }
     },
 
     async sweep(maxAgeMs) {
@@ -121,8 +128,4 @@ async function syncFolder(path: string): Promise<void> {
   } finally {
     await folder.close();
   }
-}
-
-function isMissing(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'ENOENT';
 }

@@ -2,10 +2,10 @@ import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
-import { lastWords, problemOfEnd, type ExitStatus } from './failure.ts';
+import { lastWords, noRoom, problemOfEnd, type ExitStatus } from './failure.ts';
 import { endMarked, markerName } from './leftovers.ts';
-import { noRoom } from './machine.ts';
 import { LineSplitter } from './ndjson.ts';
+import { errorCode } from './problem.ts';
 import { initializeLine, interruptLine, parseLine, userLine } from './protocol.ts';
 
 /** Everything needed to start one CLI process. */
@@ -65,8 +65,8 @@ export class Worker {
   /** Bytes of memory the process holds now; 0 when it is gone. */
   residentBytes(): number {
     try {
-      const [, residentPages = '0'] = readFileSync(`/proc/${this.#child.pid}/statm`, 'latin1').split(' ');
-      return Number(residentPages) * 4096;
+      const [, kibibytes] = /^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${this.#child.pid}/status`, 'latin1')) ?? [];
+      return Number(kibibytes ?? 0) * 1024;
     } catch {
       return 0;
     }
@@ -148,7 +148,7 @@ export class Worker {
       resolveExited();
       void this.#drain().then(() => this.#failTurn());
     };
-    this.#child.on('error', (error) => onGone({ code: null, signal: null, spawnError: codeOf(error) }));
+    this.#child.on('error', (error) => onGone({ code: null, signal: null, spawnError: errorCode(error) ?? '' }));
     // 'exit', not 'close': a tool the CLI started may hold our pipe open for minutes.
     this.#child.on('exit', (code, signal) => onGone({ code, signal }));
   }
@@ -190,12 +190,8 @@ function spawnCli({ command, args, env, cwd, marker }: Launch): ChildProcessBySt
     return spawn(command, args, { cwd, env: { ...env, [markerName]: marker }, stdio: ['pipe', 'pipe', 'pipe'], detached: true });
   } catch (error) {
     // Node tells some failures by an event and throws others, such as ENOMEM, at once. Too long settings stay so.
-    const spawnError = codeOf(error);
+    const spawnError = errorCode(error) ?? '';
     if (spawnError === 'E2BIG') throw error;
     throw problemOfEnd({ code: null, signal: null, spawnError }, false).with({ cause: error });
   }
-}
-
-function codeOf(error: unknown): string {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : '';
 }

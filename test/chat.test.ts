@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { chmod, copyFile, mkdir, readFile, realpath, rm, writeFile } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, readFile, realpath, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { openConnection, requestBytes } from './http-client.ts';
@@ -64,6 +64,16 @@ for (const version of ['2.1.197', '2.1.276', '2.1.277', '2.1.330']) {
     assert.equal(third.body['cost'], turnCostUsd);
   });
 }
+
+test('a record is renewed before its turn, so that it is not swept away during it', async (t) => {
+  const server = await startServer(t);
+  const { session_id: sessionId } = (await server.chat({ prompt: 'hello' })).body;
+  const record = join(server.home, 'state/sessions', `${String(sessionId)}.json`);
+  await utimes(record, 0, 0);
+  for await (const { name } of server.stream({ prompt: 'play slow 300', session_id: sessionId })) {
+    if (name === 'session') assert.notEqual((await stat(record)).mtimeMs, 0);
+  }
+});
 
 test("another user's session and an unknown one get the same 404, and no process", async (t) => {
   const server = await startLogged(t);

@@ -9,7 +9,7 @@ import type { CliResult } from '../src/protocol.ts';
 
 const nowSeconds = 1_700_000_000;
 const answered: CliResult = {
-  sessionId: 's-1', subtype: 'success', isError: false, text: 'hello', errors: [], apiStatus: undefined,
+  subtype: 'success', isError: false, text: 'hello', errors: [], apiStatus: undefined,
   terminalReason: 'completed', totalCostUsd: 0, turnCostUsd: undefined,
 };
 const refused = (text: string, apiStatus?: number, terminalReason?: string): CliResult => ({ ...answered, isError: true, text, apiStatus, terminalReason });
@@ -112,6 +112,10 @@ test('sentence: the first line is kept, without blanks around', () => {
   assert.equal(sentence(''), '');
 });
 
+test('sentence: a key that somebody upstream quotes is not told', () => {
+  assert.equal(sentence('invalid x-api-key: sk-ant-api03-AAAA_bbbb-1234'), 'invalid x-api-key: <secret>');
+});
+
 test('sentence: long words are cut at 300 characters', () => {
   assert.equal(sentence('x'.repeat(5000)), 'x'.repeat(300));
 });
@@ -123,6 +127,7 @@ const pathsIn: ReadonlyArray<readonly [string, string]> = [
   ['failed (/srv/cli.js:12:3)', 'failed (<path>)'],
   ['file=/etc/passwd', 'file=<path>'],
   ['see ~/.claude/settings.json', 'see <path>'],
+  ["open '/home/my user/secret dir/x' and '/b/c'", "open '<path>' and '<path>'"],
   ['in ./a/b and ../c/d', 'in <path> and <path>'],
   ['/etc/passwd', '<path>'],
 ];

@@ -61,7 +61,7 @@ function makePool({ diesWhenStopped = true, startsAtOnce = true, ...options }: O
     },
     capacity: 2,
     queueLimit: 10,
-    queueTimeoutMs: 60_000,
+    queueTimeoutMs: 10_000,
     warmMs: 60_000,
     maxStarts: 10,
     ...options,
@@ -285,7 +285,8 @@ test('a process that dies at the moment of hand-over is replaced in its place, a
   const lease = await acquire(1, 'a').promise;
   const next = acquire(1, 'a');
   workers[0]?.die();
-  assert.equal(await lease.renew(), workers[1]);
+  await lease.renew();
+  assert.equal(lease.worker, workers[1]);
   assert.deepEqual([next.state, pool.counts().running], ['pending', 1]);
   lease.release();
   assert.equal((await next.promise).worker, workers[1]);
@@ -474,6 +475,44 @@ test('only so many processes start at once', async () => {
   workers[0]?.markStarted();
   await settle();
   assert.equal(turns[2]?.state, 'done');
+});
+
+test('a process that hangs at its start keeps others from starting for ten seconds only', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const { acquire, workers } = makePool({ capacity: 3, queueTimeoutMs: 60_000, maxStarts: 1, startsAtOnce: false });
+  const turns = [acquire(1), acquire(2), acquire(3)];
+  await settle();
+  t.mock.timers.tick(9_999);
+  await settle();
+  assert.deepEqual(turns.map((turn) => turn.state), ['done', 'pending', 'pending']);
+  t.mock.timers.tick(1);
+  await settle();
+  // The late end of its start is not taken for the second one's.
+  workers[0]?.markStarted();
+  await settle();
+  assert.deepEqual(turns.map((turn) => turn.state), ['done', 'done', 'pending']);
+});
+
+test('a session whose process gave way has another place as soon as that process is gone', async () => {
+  const { acquire, begin, workers } = makePool({ startsAtOnce: false });
+  await begin(1, 'a');
+  await begin(2, 'b');
+  await acquire(3, 'c').promise;
+  const again = acquire(1, 'a');
+  await settle();
+  assert.deepEqual([again.state, workers.at(-1)?.isStopAsked], ['done', false]);
+});
+
+test('a turn that waits only for others to start is none of the queue', async () => {
+  const { acquire, workers } = makePool({ capacity: 3, queueLimit: 0, maxStarts: 1, startsAtOnce: false });
+  const turns = [acquire(1, 'a'), acquire(2), acquire(3), acquire(4), acquire(1, 'a')];
+  await settle();
+  assert.deepEqual(turns.map((turn) => turn.state), ['done', 'pending', 'pending', 'failed', 'failed']);
+  for (const i of [0, 1]) {
+    workers[i]?.markStarted();
+    await settle();
+  }
+  assert.deepEqual(turns.map((turn) => turn.state), ['done', 'done', 'done', 'failed', 'failed']);
 });
 
 test('closing turns away whoever waits or comes, ends the idle, and waits for the running', async () => {

@@ -58,12 +58,12 @@ const parsed: ReadonlyArray<readonly [string, string, readonly CliEvent[]]> = [
   [
     'a result has the answer and the running total',
     successLine,
-    [{ type: 'result', sessionId: '0c6f2f1e', subtype: 'success', isError: false, text: 'hello', errors: [], apiStatus: undefined, terminalReason: 'completed', totalCostUsd: 0.00075, turnCostUsd: undefined }],
+    [{ type: 'result', subtype: 'success', isError: false, text: 'hello', errors: [], apiStatus: undefined, terminalReason: 'completed', totalCostUsd: 0.00075, turnCostUsd: undefined }],
   ],
   [
     'a result without an answer has its errors',
     maxTurnsLine,
-    [{ type: 'result', sessionId: '0c6f2f1e', subtype: 'error_max_turns', isError: true, text: undefined, errors: ['Reached maximum number of turns (2)'], apiStatus: undefined, terminalReason: 'max_turns', totalCostUsd: 0.0015, turnCostUsd: undefined }],
+    [{ type: 'result', subtype: 'error_max_turns', isError: true, text: undefined, errors: ['Reached maximum number of turns (2)'], apiStatus: undefined, terminalReason: 'max_turns', totalCostUsd: 0.0015, turnCostUsd: undefined }],
   ],
   ['a streamed message begins', stream({ type: 'message_start', message: { id: 'msg_x' } }), [{ type: 'message_start', messageId: 'msg_x' }]],
   ['a piece of text comes', stream({ type: 'content_block_delta', delta: { type: 'text_delta', text: 'He\u2028' } }), [{ type: 'text_delta', text: 'He\u2028' }]],

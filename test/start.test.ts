@@ -2,10 +2,11 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer, type AddressInfo } from 'node:net';
-import { writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { mkdir, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { fakeClaude, mainFile, makeHome, processesOf, RunningServer, startServer, until } from './running-server.ts';
+import { fakeClaude, mainFile, makeHome, noneLeft, processesOf, RunningServer, startServer, until } from './running-server.ts';
 
 test('wrong settings end the server with 78, all of them named, none shown', async (t) => {
   const home = await makeHome(t);
@@ -29,7 +30,24 @@ test('.env is read from the working directory, and a misspelt name is warned abo
   await writeFile(join(home, '.env'), 'CLAUDE_TIMEOUT=3\nRATE_LIMIT_PER_MINUTE=1\n');
   const server = await startServer(t, {}, home);
   assert.match(String((await server.logged('config'))['message']), /CLAUDE_TIMEOUT in .env is not a setting; did you mean CLAUDE_TIMEOUT_SECONDS\?/);
+  // What never became a turn does not count.
+  assert.equal((await server.chat({ prompt: 'none', session_id: 'unknown' })).status, 404);
   assert.deepEqual([(await server.chat({ prompt: 'one' })).status, (await server.chat({ prompt: 'two' })).status], [200, 429]);
+});
+
+test('a CLI that hangs when asked for its version keeps nothing from working, and does not outlive the server', async (t) => {
+  const home = await makeHome(t);
+  const binary = join(home, 'claude');
+  await writeFile(binary, `#!/bin/sh\n[ "$1" = --version ] || exec "${fakeClaude}" "$@"\ntrap "" TERM\nexec sleep 100\n`, { mode: 0o755 });
+  const old = join(home, 'state/sessions/old.json');
+  await mkdir(join(home, 'state/sessions'), { recursive: true });
+  await writeFile(old, '{"user_id":1,"total_cost_usd":0}');
+  await utimes(old, 0, 0);
+  const server = await startServer(t, { CLAUDE_BINARY_PATH: binary }, home);
+  await until('the old record to be swept', () => !existsSync(old) || undefined);
+  assert.equal((await server.chat({ prompt: 'hello' })).status, 200);
+  assert.equal(await server.end(), 0);
+  await noneLeft(home);
 });
 
 test('where a sandbox does not let setpriv work, the CLI is started without it', async (t) => {

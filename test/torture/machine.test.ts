@@ -43,11 +43,16 @@ for (const place of ['state', '.claude']) {
   });
 }
 
-for (const [setting, folder] of [['CLAUDE_STATE_DIR', 'state/sessions'], ['CLAUDE_STATE_DIR', 'state/users'], ['HOME', '.claude'], ['TMPDIR', 'tmp']] as const) {
-  test(`${setting}, ${folder} not writable is said before a turn, and over when it is`, async (t) => {
+const writtenTo = [
+  ['CLAUDE_STATE_DIR', 'state/sessions'], ['CLAUDE_STATE_DIR', 'state/users'], ['HOME', '.claude'], ['TMPDIR', 'tmp'],
+  ['CLAUDE_CODE_TMPDIR', 'tmp', { CLAUDE_CODE_TMPDIR: 'tmp' }], ['CLAUDE_CONFIG_DIR', 'tmp', { CLAUDE_CONFIG_DIR: 'tmp' }], ['CLAUDE_CONFIG_DIR', 'tmp', { CLAUDE_CONFIG_DIR: 'tmp/not/yet' }],
+] as const;
+for (const [setting, folder, given = {}] of writtenTo) {
+  test(`${setting}, ${folder} not writable ${JSON.stringify(given)} is said before a turn, and over when it is`, async (t) => {
     const home = await makeHome(t);
     await Promise.all(['.claude', 'tmp'].map((name) => mkdir(join(home, name))));
-    const server = await startServer(t, { TMPDIR: join(home, 'tmp') }, home, asOrdinaryUser);
+    const env = Object.fromEntries(Object.entries({ TMPDIR: 'tmp', ...given }).map(([name, path]) => [name, join(home, path)]));
+    const server = await startServer(t, env, home, asOrdinaryUser);
     const path = join(home, folder);
     await refusedAndBack(server, new RegExp(`${setting}: let the user the server runs as write there \\(EACCES\\)`), () => chmod(path, 0o500), () => chmod(path, 0o700));
   });
