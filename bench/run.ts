@@ -1,5 +1,5 @@
 // Measures the server against the CLI driven directly, both up at once and taking turns, and prints the table of targets.
-// CLAUDE_BENCH_CLI names a real CLI; without it `claude` on PATH is used, without that the fake one.
+// Takes the first of CLAUDE_TEST_CLIS, or the `claude` on PATH.
 import { fork, spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
@@ -18,7 +18,6 @@ import { createPeer } from './peer.ts';
 
 const mainFile = fileURLToPath(new URL('../dist/main.js', import.meta.url));
 const proberFile = fileURLToPath(new URL('prober.ts', import.meta.url));
-const fakeCli = fileURLToPath(new URL('../test/bin/claude', import.meta.url));
 const apiKey = 'b7e1c5d09f2a46388d4c1e6f7a9b0c2d';
 const keptAlive = new Agent({ keepAlive: true, maxSockets: 64 });
 
@@ -55,6 +54,8 @@ class ServerProcess {
   constructor(env: Readonly<Record<string, string>>, cwd: string) {
     const startedAt = performance.now();
     this.#child = spawn(process.execPath, [mainFile], { cwd, env: { ...env, PORT: '0', HOST: '127.0.0.1', CLAUDE_API_KEY: apiKey }, stdio: ['ignore', 'pipe', 'inherit'] });
+    // Also when a measurement fails.
+    process.on('exit', () => this.#child.kill());
     this.startedMs = new Promise((resolve) => {
       let text = '';
       this.#child.stdout?.setEncoding('utf8').on('data', (part: string) => {
@@ -95,12 +96,13 @@ function row(what: string, figure: string, target: string, isReached: boolean): 
 const ms = (value: number): string => `${value.toFixed(value < 10 ? 2 : 0)} ms`;
 
 async function main(): Promise<void> {
+  const [binary = ''] = (process.env['CLAUDE_TEST_CLIS'] ?? 'claude').split(':');
+  const { status, stdout: version } = spawnSync(binary, ['--version'], { encoding: 'utf8' });
+  if (status !== 0) throw new Error('no Claude CLI: put claude on PATH, or its path in CLAUDE_TEST_CLIS');
   const home = await mkdtemp(join(tmpdir(), 'claude-api-bench-'));
   const api = new MessagesApi();
   await api.listen();
-  const binary = process.env['CLAUDE_BENCH_CLI'] ?? (spawnSync('claude', ['--version']).status === 0 ? 'claude' : fakeCli);
-  const version = spawnSync(binary, ['--version'], { encoding: 'utf8' }).stdout.trim();
-  console.log(`CLI: ${version}${binary === fakeCli ? ' (the FAKE one: no real CLI found, the figures say nothing about it)' : ''}; Node ${process.version}\n`);
+  console.log(`CLI: ${version.trim()}; Node ${process.version}\n`);
 
   const base = {
     PATH: process.env['PATH'] ?? '',
