@@ -45,6 +45,10 @@ async function chat(port: number, prompt: string, userId: number, sessionId?: st
   return (JSON.parse(text) as { session_id: string }).session_id;
 }
 
+// Ended also when a measurement fails.
+const children = new Set<ChildProcess>();
+process.on('exit', () => children.forEach((child) => child.kill()));
+
 /** The server under test, started as in production. */
 class ServerProcess {
   readonly #child: ChildProcess;
@@ -55,7 +59,7 @@ class ServerProcess {
     const startedAt = performance.now();
     this.#child = spawn(process.execPath, [mainFile], { cwd, env: { ...env, PORT: '0', HOST: '127.0.0.1', CLAUDE_API_KEY: apiKey }, stdio: ['ignore', 'pipe', 'inherit'] });
     // Also when a measurement fails.
-    process.on('exit', () => this.#child.kill());
+    children.add(this.#child);
     this.startedMs = new Promise((resolve) => {
       let text = '';
       this.#child.stdout?.setEncoding('utf8').on('data', (part: string) => {
