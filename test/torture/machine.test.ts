@@ -5,7 +5,7 @@ import { chmod, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { Agent, request } from 'node:http';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { apiKey, makeHome, startServer, type Reply, type RunningServer, type StreamEvent } from '../running-server.ts';
+import { apiKey, makeHome, startServer, until, type Reply, type RunningServer, type StreamEvent } from '../running-server.ts';
 
 const isRoot = process.getuid?.() === 0;
 const needsRoot = { skip: !isRoot && 'needs root' };
@@ -104,8 +104,16 @@ test('without descriptors the server is busy, and over it when there are some', 
   t.after(() => agent.destroy());
   assert.equal((await chatOver(agent, server, { prompt: 'before', user_id: 1 }))['content'], 'you said: before');
   const limit = (count: number): void => void execFileSync('prlimit', ['--pid', String(server.pid), `--nofile=${count}:1000`]);
+  // What a process that has gone held is closed a moment after it.
+  const openNow = (): number => readdirSync(`/proc/${server.pid}/fd`).length;
+  const open = await until('the descriptors of the last process to be closed', async () => {
+    const before = openNow();
+    const isGone = (await server.leftovers()).length === 0;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    return isGone && openNow() === before ? before : undefined;
+  });
   for (const spare of [0, 1, 3, 5]) {
-    limit(readdirSync(`/proc/${server.pid}/fd`).length + spare);
+    limit(open + spare);
     assert.equal((await chatOver(agent, server, { prompt: 'meanwhile', user_id: 1 }))['code'], 'busy', `${spare} descriptors free`);
   }
   limit(1000);
