@@ -5,7 +5,7 @@ import { delimiter, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import type { Config } from './env.ts';
 import { claudeNotFound, storageUnavailable } from './failure.ts';
-import { markerName } from './leftovers.ts';
+import { endMarked, markerName } from './leftovers.ts';
 import { errorCode } from './problem.ts';
 import { Worker, type Launch } from './worker.ts';
 
@@ -83,10 +83,16 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
       const binary = await findProgram(config.claudeBinary, pathVariable);
       if (binary === undefined) return undefined;
       const { command, args } = commandLine(setpriv, binary, ['--version']);
-      // Like every process of ours it carries the marker, for it may hang.
-      const options = { env: { ...env, [markerName]: `${markerPrefix}${process.pid}.` }, timeout: 10_000, killSignal: 'SIGKILL' } as const;
-      const output = await promisify(execFile)(command, args, options).catch(() => undefined);
-      return output && /^\d+\.\d+\.\d+/.exec(output.stdout)?.[0];
+      // Like every process of ours it carries a marker: a wrapper that hangs is not ended with what it started.
+      const marker = `${markerPrefix}${process.pid}.0.`;
+      try {
+        const options = { env: { ...env, [markerName]: marker }, timeout: 10_000, killSignal: 'SIGKILL' } as const;
+        const { stdout } = await promisify(execFile)(command, args, options);
+        return /^\d+\.\d+\.\d+/.exec(stdout)?.[0];
+      } catch {
+        await endMarked(marker);
+        return undefined;
+      }
     },
   };
 }

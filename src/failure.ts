@@ -66,7 +66,7 @@ function retryAfterSeconds(trouble: ApiTrouble, nowSeconds: number): number | un
 export function sentence(text: string): string {
   const [firstLine = ''] = text.trim().split(/\r?\n/);
   // A path begins with ~/, ./, ../ or /name/ where neither a word nor the // of an address goes before; /login is none.
-  return firstLine.replace(/(['"`])(?:(?:~|\.{1,2})\/|\/[^\s/'"`]+\/)[^'"`]*\1/g, '$1<path>$1').replace(/\bsk-[\w-]{8,}/g, '<secret>').replace(/file:\/\/\S+|(?<![\w/.~-])(?:(?:~|\.{1,2})\/|\/[^\s/]+\/)[^\s'")`<>\]]*/g, '<path>').slice(0, 300);
+  return firstLine.replace(/(['"`])(?:(?:~|\.{1,2})\/|\/{1,2}[^\s/'"`]+\/)[^'"`]*\1/g, '$1<path>$1').replace(/\bsk-[\w-]{8,}/g, '<secret>').replace(/file:\/\/\S+|(?<![\w/.~-])(?:(?:~|\.{1,2})\/|(?:\/|(?<!:)\/\/)[^\s/]+\/)[^\s'")`<>\]]*/g, '<path>').slice(0, 300);
 }
 
 /**
@@ -75,7 +75,7 @@ export function sentence(text: string): string {
  */
 export function lastWords(stderrTail: string): string | undefined {
   const line = stderrTail.split('\n').findLast((text) => text.trim() !== '' && !/^\s*at /.test(text));
-  return line && sentence(line.replace(/[{[].*$/, '').replace(/[\w-]{24,}/g, '<secret>'));
+  return line && sentence(line.replace(/[{[].*$/s, '').replace(/[\w-]{24,}/g, '<secret>'));
 }
 
 /** The problem of a turn given up on because Anthropic asks for a long wait. */

@@ -25,7 +25,7 @@ export function createStorageCheck(stateDir: string, childEnv: Readonly<Record<s
   const setting = childEnv['CLAUDE_CODE_TMPDIR'] ? 'CLAUDE_CODE_TMPDIR' : 'TMPDIR';
   const temporary = { setting, path: childEnv[setting] || '/tmp' };
   return () => {
-    const config = given ? { setting: 'CLAUDE_CONFIG_DIR', path: nearest(given, '/') } : { setting: 'HOME', path: nearest(join(home, '.claude'), home) };
+    const config = given ? { setting: 'CLAUDE_CONFIG_DIR', path: nearest(given, '/') } : { setting: 'HOME', path: nearest(join(home, '.claude'), join(home)) };
     for (const folder of [...state, config, temporary]) checkFolder(folder);
   };
 }
@@ -38,9 +38,9 @@ function nearest(path: string, top: string): string {
 function checkFolder({ setting, path }: Folder): void {
   try {
     accessSync(path, constants.W_OK | constants.X_OK);
-    const { bavail, bsize, files, ffree } = statfsSync(path);
-    // Some file systems count no files at all.
-    if (bavail * bsize < leastFreeBytes || (files > 0 && ffree === 0)) throw new Error(`its disk is full: make room for ${leastFreeBytes / 1024 / 1024} MB at least`);
+    const { blocks, bavail, bsize, files, ffree } = statfsSync(path);
+    // Some file systems count no files, or no blocks.
+    if ((blocks > 0 && bavail * bsize < leastFreeBytes) || (files > 0 && ffree === 0)) throw new Error(`its disk is full: make room for ${leastFreeBytes / 1024 / 1024} MB at least`);
   } catch (error) {
     throw storageUnavailable(error, setting);
   }

@@ -90,6 +90,8 @@ async function main(): Promise<void> {
     const timer = setTimeout(() => closing.abort(stopped()), graceMs);
     await pool.close();
     clearTimeout(timer);
+    // The CLI may just be asked for its version.
+    await endMarked(`${claude.markerPrefix}${process.pid}.`);
     setTimeout(() => server.closeAllConnections(), Math.max(answerGraceMs, endsAt - performance.now())).unref();
     server.close(() => process.exit(exitCode));
     server.closeIdleConnections();

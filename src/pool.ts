@@ -161,30 +161,37 @@ export class Pool<W extends Poolable> {
 
   /** Gives places to as many of the waiting as can have one, first come first served. */
   #dispatch(): void {
+    const busy = this.#busySessions();
     for (const waiting of [...this.#queue]) {
-      if (this.#isSessionBusy(waiting.sessionId)) continue;
+      if (busy.has(waiting.sessionId)) continue;
       const idle = this.#idlePlaceFor(waiting);
-      if (idle !== undefined) {
-        this.#wake(idle);
-        waiting.grant(idle, originOf(idle));
-      } else if (this.#starting < this.#options.maxStarts) {
-        const place = this.#placeForStart(waiting);
-        if (place !== undefined) waiting.grant(place, 'cold');
-      }
+      const origin = idle === undefined ? 'cold' : originOf(idle);
+      if (origin === 'cold' && this.#starting >= this.#options.maxStarts) continue;
+      if (idle !== undefined) this.#wake(idle);
+      const place = idle ?? this.#placeForStart(waiting);
+      if (place === undefined) continue;
+      for (const sessionId of [place.sessionId, place.leavingSessionId]) if (sessionId !== undefined) busy.add(sessionId);
+      waiting.grant(place, origin);
     }
     this.#keepSpare();
   }
 
   /** A turn that has a place, and only waits for other starts, is none of the queue. */
   #isQueueTooLong(): boolean {
-    const blocked = this.#queue.filter((waiting) => this.#isSessionBusy(waiting.sessionId)).length;
+    const busy = this.#busySessions();
+    let blocked = 0;
+    for (const { sessionId } of this.#queue) {
+      if (busy.has(sessionId)) blocked += 1;
+      else if (sessionId !== undefined) busy.add(sessionId);
+    }
     const { running, capacity } = this.counts();
     return blocked + Math.max(0, this.#queue.length - blocked - (capacity - running)) > this.#options.queueLimit;
   }
 
-  #isSessionBusy(sessionId: string | undefined): boolean {
-    if (sessionId === undefined) return false;
-    return [...this.#places].some((place) => (place.sessionId === sessionId && !place.isIdle) || place.leavingSessionId === sessionId);
+  /** The sessions whose next turn must wait: one is running, or its process is still leaving. */
+  #busySessions(): Set<string | undefined> {
+    const ids = [...this.#places].flatMap(({ sessionId, isIdle, leavingSessionId }) => [isIdle ? undefined : sessionId, leavingSessionId]);
+    return new Set(ids.filter((id) => id !== undefined));
   }
 
   #idlePlaceFor({ userId, sessionId }: Waiting<W>): Place<W> | undefined {

@@ -94,9 +94,10 @@ function streamEvents(event: Json): CliEvent[] {
 function assistantEvents(line: Json): CliEvent[] {
   const message = asJson(line['message']);
   const errorClass = asText(line['error']);
+  if (isSubagent(line)) return [];
   if (errorClass !== undefined) return [{ type: 'api_error', errorClass }];
   // The CLI words its own notices as messages of a model called <synthetic>; Claude did not say them.
-  if (message['model'] === '<synthetic>' || isSubagent(line)) return [];
+  if (message['model'] === '<synthetic>') return [];
   const messageId = asText(message['id']) ?? '';
   return asList(message['content']).flatMap((item): CliEvent[] => {
     const block = asJson(item);

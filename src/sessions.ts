@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { readFileSync, utimesSync } from 'node:fs';
+import { readFileSync, rmSync, statSync, utimesSync, type Stats } from 'node:fs';
 import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { storageUnavailable } from './failure.ts';
@@ -72,12 +72,14 @@ export async function openSessions(stateDir: string): Promise<Sessions> {
 
     async sweep(maxAgeMs) {
       const oldest = Date.now() - maxAgeMs;
+      const isOld = (entry: Stats | undefined): boolean => entry?.isFile() === true && entry.mtimeMs < oldest;
       let removed = 0;
       for (const name of await readdir(folder)) {
         const path = join(folder, name);
-        const entry = await stat(path).catch(() => undefined);
-        if (!entry?.isFile() || entry.mtimeMs >= oldest) continue;
-        await rm(path, { force: true });
+        if (!isOld(await stat(path).catch(() => undefined))) continue;
+        // Once more, with nothing in between: its session may have been touched meanwhile.
+        if (!isOld(statSync(path, { throwIfNoEntry: false }))) continue;
+        rmSync(path, { force: true });
         removed += 1;
       }
       return removed;

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { problemOf, sentence, sessionNotFound, type ApiTrouble } from '../src/failure.ts';
+import { lastWords, problemOf, sentence, sessionNotFound, type ApiTrouble } from '../src/failure.ts';
 import { howToLogIn } from '../src/login.ts';
 import type { ProblemCode } from '../src/problem.ts';
 import type { CliResult } from '../src/protocol.ts';
@@ -112,6 +112,13 @@ test('sentence: the first line is kept, without blanks around', () => {
   assert.equal(sentence(''), '');
 });
 
+test('lastWords: the last line that is no stack frame, without what may be a prompt, a path or a secret', () => {
+  assert.equal(lastWords('first\nTypeError: no /srv/app/cli.js\n    at main (/srv/app/cli.js:1)\n\n'), 'TypeError: no <path>');
+  for (const end of ['"}', '\u2028more"}', '"}\r', ' [x]\r']) assert.equal(lastWords(`bad input {"content":"my prompt${end}`), 'bad input');
+  assert.equal(lastWords('key abcdefghijklmnopqrstuvwxyz012345'), 'key <secret>');
+  assert.equal(lastWords(' \n'), undefined);
+});
+
 test('sentence: a key that somebody upstream quotes is not told', () => {
   assert.equal(sentence('invalid x-api-key: sk-ant-api03-AAAA_bbbb-1234'), 'invalid x-api-key: <secret>');
 });
@@ -127,6 +134,8 @@ const pathsIn: ReadonlyArray<readonly [string, string]> = [
   ['failed (/srv/cli.js:12:3)', 'failed (<path>)'],
   ['file=/etc/passwd', 'file=<path>'],
   ['see ~/.claude/settings.json', 'see <path>'],
+  ['rule Read(//var/lib/x/sessions) of //home/x/y', 'rule Read(<path>) of <path>'],
+  ['see https://example.org/a/b', 'see https://example.org/a/b'],
   ["open '/home/my user/secret dir/x' and '/b/c'", "open '<path>' and '<path>'"],
   ['in ./a/b and ../c/d', 'in <path> and <path>'],
   ['/etc/passwd', '<path>'],

@@ -487,6 +487,7 @@ test('a process that hangs at its start keeps others from starting for ten secon
   assert.deepEqual(turns.map((turn) => turn.state), ['done', 'pending', 'pending']);
   t.mock.timers.tick(1);
   await settle();
+  assert.deepEqual(turns.map((turn) => turn.state), ['done', 'done', 'pending']);
   // The late end of its start is not taken for the second one's.
   workers[0]?.markStarted();
   await settle();
@@ -494,13 +495,41 @@ test('a process that hangs at its start keeps others from starting for ten secon
 });
 
 test('a session whose process gave way has another place as soon as that process is gone', async () => {
-  const { acquire, begin, workers } = makePool({ startsAtOnce: false });
-  await begin(1, 'a');
-  await begin(2, 'b');
-  await acquire(3, 'c').promise;
+  const { acquire, begin, workers } = makePool({ startsAtOnce: false, diesWhenStopped: false });
+  for (const [userId, sessionId] of [[1, 'a'], [2, 'b']] as const) await begin(userId, sessionId);
+  const idle = [...workers];
+  acquire(3, 'c');
   const again = acquire(1, 'a');
   await settle();
-  assert.deepEqual([again.state, workers.at(-1)?.isStopAsked], ['done', false]);
+  assert.deepEqual([again.state, idle.map((worker) => worker.isStopAsked)], ['pending', [true, false]]);
+  idle[0]?.die();
+  await settle();
+  // It takes the other's place, though the one that took its own has not started yet.
+  assert.deepEqual(idle.map((worker) => worker.isStopAsked), [true, true]);
+});
+
+test('unfit processes are replaced no more at once than others start', async () => {
+  const { acquire, pool, workers } = makePool({ capacity: 3, maxStarts: 1, startsAtOnce: false });
+  for (const [i, sessionId] of ['a', 'b', 'c'].entries()) {
+    const lease = acquire(i + 1, sessionId);
+    workers.forEach((worker) => worker.markStarted());
+    await settle();
+    (await lease.promise).release();
+    workers.forEach((worker) => worker.markStarted());
+    await settle();
+  }
+  assert.equal(pool.counts().warm, 3);
+  workers.forEach((worker) => (worker.isReusable = false));
+  const turns = ['a', 'b', 'c'].map((sessionId, i) => acquire(i + 1, sessionId));
+  await settle();
+  assert.deepEqual(turns.map((turn) => turn.state), ['done', 'pending', 'pending']);
+});
+
+test('of the turns of one session only the first has a place', async () => {
+  const { acquire } = makePool({ capacity: 9, queueLimit: 0, maxStarts: 1, startsAtOnce: false });
+  const turns = [acquire(1), ...Array.from({ length: 5 }, () => acquire(2, 'y'))];
+  await settle();
+  assert.deepEqual(turns.map((turn) => turn.state), ['done', 'pending', 'failed', 'failed', 'failed', 'failed']);
 });
 
 test('a turn that waits only for others to start is none of the queue', async () => {

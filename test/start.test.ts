@@ -38,7 +38,7 @@ test('.env is read from the working directory, and a misspelt name is warned abo
 test('a CLI that hangs when asked for its version keeps nothing from working, and does not outlive the server', async (t) => {
   const home = await makeHome(t);
   const binary = join(home, 'claude');
-  await writeFile(binary, `#!/bin/sh\n[ "$1" = --version ] || exec "${fakeClaude}" "$@"\ntrap "" TERM\nexec sleep 100\n`, { mode: 0o755 });
+  await writeFile(binary, `#!/bin/sh\n[ "$1" = --version ] || exec "${fakeClaude}" "$@"\ntrap "" TERM\nsleep 100\n`, { mode: 0o755 });
   const old = join(home, 'state/sessions/old.json');
   await mkdir(join(home, 'state/sessions'), { recursive: true });
   await writeFile(old, '{"user_id":1,"total_cost_usd":0}');
@@ -48,6 +48,15 @@ test('a CLI that hangs when asked for its version keeps nothing from working, an
   assert.equal((await server.chat({ prompt: 'hello' })).status, 200);
   assert.equal(await server.end(), 0);
   await noneLeft(home);
+});
+
+test('settings too long for any process to be started with are said, and end nothing', async (t) => {
+  const home = await makeHome(t);
+  await writeFile(join(home, '.env'), `ANTHROPIC_CUSTOM_HEADERS=${'x'.repeat(140_000)}\n`);
+  const server = await startServer(t, {}, home);
+  await server.logged('claude_not_found');
+  assert.equal((await server.request('/health')).status, 503);
+  assert.deepEqual(server.lines.filter(({ event }) => event === 'bug'), []);
 });
 
 test('where a sandbox does not let setpriv work, the CLI is started without it', async (t) => {
