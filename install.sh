@@ -544,7 +544,7 @@ await_health() {
 ask_health='
   import { readFileSync } from "node:fs";
   import { get } from "node:http";
-  const { parseEnv } = await import(process.cwd() + "/current/dist/dotenv.js");
+  const { parseEnv } = await import(process.cwd() + "/current/dist/host/dotenv.js");
   const file = parseEnv(readFileSync(".env", "utf8")).values;
   const setting = (name) => new RegExp(`(?:^|[ "])${name}=([^ "]*)`).exec(process.env.UNIT_ENV)?.[1] || file.get(name);
   const host = { "0.0.0.0": "127.0.0.1", "::": "::1" }[setting("HOST") || "0.0.0.0"] ?? setting("HOST");

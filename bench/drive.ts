@@ -1,7 +1,7 @@
 import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
-import { LineSplitter } from '../src/ndjson.ts';
+import { LineSplitter } from '../src/cli/ndjson.ts';
 
 /** The CLI driven directly over its own stdin: what the server is measured against. Same arguments, same environment. */
 export class DirectCli {

@@ -4,10 +4,10 @@ import { access, constants, mkdir, realpath, stat } from 'node:fs/promises';
 import { delimiter, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import type { Config } from './env.ts';
-import { claudeNotFound, storageUnavailable } from './failure.ts';
-import { endMarked, markerName } from './leftovers.ts';
+import { claudeNotFound, storageUnavailable } from './cli/outcome.ts';
+import { endMarked, markerName } from './cli/strays.ts';
 import { errorCode } from './problem.ts';
-import { Worker, type Launch } from './worker.ts';
+import { Worker, type Launch } from './cli/worker.ts';
 
 /** What the CLI gets unless the operator says otherwise; each closes a hole or saves time (measured). */
 const defaultEnv: Readonly<Record<string, string>> = {

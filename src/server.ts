@@ -3,7 +3,7 @@ import { createServer, STATUS_CODES, type IncomingMessage, type Server, type Ser
 import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Problem, problemBody } from './problem.ts';
-import { answerProblem, answerRequest, exchangeOf, type Exchange, type RouteOptions } from './routes.ts';
+import { answerProblem, answerRequest, exchangeOf, type Exchange, type RouteOptions } from './http/routes.ts';
 
 /** How long a caller may take, in milliseconds. A turn has its own limit. */
 interface Timeouts {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { parseEnv as parseEnvAsNode } from 'node:util';
-import { EnvSyntaxError, parseEnv } from '../src/dotenv.ts';
+import { EnvSyntaxError, parseEnv } from '../src/host/dotenv.ts';
 import { seededRandom } from './random.ts';
 
 

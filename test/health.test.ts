@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Chat, ChatAnswer, ChatRequest } from '../src/chat.ts';
-import { createHealthMonitor, type HealthMonitor } from '../src/health.ts';
+import type { Chat, ChatAnswer, ChatRequest } from '../src/turns/chat.ts';
+import { createHealthMonitor, type HealthMonitor } from '../src/http/health.ts';
 import { createLog } from '../src/log.ts';
 import { Problem } from '../src/problem.ts';
 import { until, type LogLine } from './running-server.ts';

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { setImmediate as tick } from 'node:timers/promises';
 import { test } from 'node:test';
-import { defaultCapacity } from '../src/machine.ts';
-import { Pool, type Lease, type PoolOptions } from '../src/pool.ts';
+import { defaultCapacity } from '../src/host/storage.ts';
+import { Pool, type Lease, type PoolOptions } from '../src/turns/pool.ts';
 import { Problem } from '../src/problem.ts';
 
 /** A process of the imagination: it starts and ends when the test says so. */

@@ -3,7 +3,7 @@ import { request as httpRequest, type IncomingMessage } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { test, type TestContext } from 'node:test';
 import { createAuth } from '../src/auth.ts';
-import type { Chat, ChatAnswer, ChatRequest } from '../src/chat.ts';
+import type { Chat, ChatAnswer, ChatRequest } from '../src/turns/chat.ts';
 import { createLog } from '../src/log.ts';
 import { Problem, problemCodes, type ProblemCode } from '../src/problem.ts';
 import { createHttpServer, type ServerOptions } from '../src/server.ts';

@@ -3,7 +3,7 @@ import childProcess from 'node:child_process';
 import { syncBuiltinESMExports } from 'node:module';
 import { test } from 'node:test';
 import { Problem } from '../src/problem.ts';
-import { Worker } from '../src/worker.ts';
+import { Worker } from '../src/cli/worker.ts';
 
 const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', resumedTotalUsd: 0 };
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { EnvSyntaxError, parseEnv } from '../../src/dotenv.ts';
+import { EnvSyntaxError, parseEnv } from '../../src/host/dotenv.ts';
 import { ConfigError, loadConfig, settingNames } from '../../src/env.ts';
 import { amount, randomOf } from '../random.ts';
 

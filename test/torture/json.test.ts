@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { Readable } from 'node:stream';
 import { test } from 'node:test';
-import { readChatRequest } from '../../src/body.ts';
+import { readChatRequest } from '../../src/http/body.ts';
 import { Problem } from '../../src/problem.ts';
 import { amount, randomOf } from '../random.ts';
 

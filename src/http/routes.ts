@@ -1,11 +1,11 @@
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Verdict } from './auth.ts';
+import type { Verdict } from '../auth.ts';
 import { discardBody, readChatRequest } from './body.ts';
-import type { Chat, ChatAnswer, ChatEvent, ChatRequest } from './chat.ts';
+import type { Chat, ChatAnswer, ChatEvent, ChatRequest } from '../turns/chat.ts';
 import type { Health } from './health.ts';
-import type { Level, Log } from './log.ts';
-import { describeBug, Problem, problemBody, problemHeaders, toProblem } from './problem.ts';
+import type { Level, Log } from '../log.ts';
+import { describeBug, Problem, problemBody, problemHeaders, toProblem } from '../problem.ts';
 import { EventStream } from './sse.ts';
 
 /** What the routes need of the rest of the server. */

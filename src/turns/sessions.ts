@@ -2,8 +2,8 @@ import { randomUUID } from 'node:crypto';
 import { readFileSync, rmSync, statSync, utimesSync, type Stats } from 'node:fs';
 import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { storageUnavailable } from './failure.ts';
-import { errorCode } from './problem.ts';
+import { storageUnavailable } from '../cli/outcome.ts';
+import { errorCode } from '../problem.ts';
 
 /** What must outlive the server about one dialogue. */
 export interface SessionRecord {

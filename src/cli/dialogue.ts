@@ -1,8 +1,8 @@
 import { Deltas } from './deltas.ts';
-import { claudeRateLimited, problemOf, problemOfEnd, type ApiTrouble, type ExitStatus } from './failure.ts';
-import type { Problem } from './problem.ts';
+import { claudeRateLimited, problemOf, problemOfEnd, type ApiTrouble, type ExitStatus } from './outcome.ts';
+import type { Problem } from '../problem.ts';
 import { carriesCostOver, costOfTurn, type CliEvent, type CliResult } from './protocol.ts';
-import { sessionIdPattern } from './sessions.ts';
+import { sessionIdPattern } from '../turns/sessions.ts';
 
 /** What a turn tells while it runs. */
 export type TurnEvent =

@@ -1,9 +1,9 @@
-import type { Chat } from './chat.ts';
-import type { Claude } from './claude.ts';
-import { claudeNotFound } from './failure.ts';
-import { compareVersions } from './protocol.ts';
-import type { Log } from './log.ts';
-import { toProblem } from './problem.ts';
+import type { Chat } from '../turns/chat.ts';
+import type { Claude } from '../claude.ts';
+import { claudeNotFound } from '../cli/outcome.ts';
+import { compareVersions } from '../cli/protocol.ts';
+import type { Log } from '../log.ts';
+import { toProblem } from '../problem.ts';
 
 /** The oldest CLI that the walls between users were proven on. */
 const oldestProvenVersion = '2.1.197';

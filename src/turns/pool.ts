@@ -1,4 +1,4 @@
-import { Problem, toProblem } from './problem.ts';
+import { Problem, toProblem } from '../problem.ts';
 
 /** What the pool needs of a process; `Worker` has it. */
 interface Poolable {

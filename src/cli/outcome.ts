@@ -1,5 +1,5 @@
-import { howToLogIn } from './login.ts';
-import { errorCode, Problem } from './problem.ts';
+import { howToLogIn } from '../host/login.ts';
+import { errorCode, Problem } from '../problem.ts';
 import type { CliResult } from './protocol.ts';
 
 /** How a process ended: with a code, by a signal, or never begun. */

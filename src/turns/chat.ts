@@ -1,10 +1,10 @@
-import type { TurnEnd, TurnEvent } from './dialogue.ts';
-import { sessionNotFound, storageUnavailable } from './failure.ts';
-import type { Log } from './log.ts';
+import type { TurnEnd, TurnEvent } from '../cli/dialogue.ts';
+import { sessionNotFound, storageUnavailable } from '../cli/outcome.ts';
+import type { Log } from '../log.ts';
 import type { Lease, Pool } from './pool.ts';
-import { describeBug, Problem, toProblem, type ProblemCode } from './problem.ts';
+import { describeBug, Problem, toProblem, type ProblemCode } from '../problem.ts';
 import type { SessionRecord, Sessions } from './sessions.ts';
-import type { Worker } from './worker.ts';
+import type { Worker } from '../cli/worker.ts';
 
 /** One prompt of one end user, already validated. */
 export interface ChatRequest {

@@ -1,7 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { ChatRequest } from './chat.ts';
-import { Problem } from './problem.ts';
-import { sessionIdPattern } from './sessions.ts';
+import type { ChatRequest } from '../turns/chat.ts';
+import { Problem } from '../problem.ts';
+import { sessionIdPattern } from '../turns/sessions.ts';
 
 type Json = Readonly<Record<string, unknown>>;
 type FieldError = { field: string; detail: string };

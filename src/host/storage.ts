@@ -1,7 +1,7 @@
 import { accessSync, constants, existsSync, statfsSync } from 'node:fs';
 import { totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
-import { storageUnavailable } from './failure.ts';
+import { storageUnavailable } from '../cli/outcome.ts';
 
 // As much as a long turn may add to a dialogue: with less no turn begins.
 const leastFreeBytes = 16 * 1024 * 1024;

@@ -2,10 +2,10 @@ import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
-import { lastWords, noRoom, problemOfEnd, type ExitStatus } from './failure.ts';
-import { endMarked, markerName } from './leftovers.ts';
+import { lastWords, noRoom, problemOfEnd, type ExitStatus } from './outcome.ts';
+import { endMarked, markerName } from './strays.ts';
 import { LineSplitter } from './ndjson.ts';
-import { errorCode } from './problem.ts';
+import { errorCode } from '../problem.ts';
 import { initializeLine, interruptLine, parseLine, userLine } from './protocol.ts';
 
 /** Everything needed to start one CLI process. */
