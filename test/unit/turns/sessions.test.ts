@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat, utimes, writeFile } from '
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { openSessions, sessionIdPattern, type Sessions } from '../src/turns/sessions.ts';
+import { openSessions, sessionIdPattern, type Sessions } from '../../../src/turns/sessions.ts';
 
 const id = '0c6f2f1e-8f0e-4a51-9d0c-3a4e5b6c7d8e';
 const record = { userId: 7, totalCostUsd: 0.0125 };

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { createAuth } from '../src/auth.ts';
+import { createAuth } from '../../src/auth.ts';
 
 const key = '5d0c2f8e71b64a93';
 const auth = createAuth(key);

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { parseEnv as parseEnvAsNode } from 'node:util';
-import { EnvSyntaxError, parseEnv } from '../src/host/dotenv.ts';
-import { seededRandom } from './random.ts';
+import { EnvSyntaxError, parseEnv } from '../../../src/host/dotenv.ts';
+import { seededRandom } from '../../random.ts';
 
 
 const accepted: readonly (readonly [string, string, Record<string, string>])[] = [

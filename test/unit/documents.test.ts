@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { settingNames } from '../src/env.ts';
-import { problemCodes } from '../src/problem.ts';
+import { settingNames } from '../../src/env.ts';
+import { problemCodes } from '../../src/problem.ts';
 
-const read = (name: string): Promise<string> => readFile(new URL(`../${name}`, import.meta.url), 'utf8');
+const read = (name: string): Promise<string> => readFile(new URL(`../../${name}`, import.meta.url), 'utf8');
 
 test('README.md and .env.example name every setting, and README.md every problem code', async () => {
   const [readme, example] = await Promise.all([read('README.md'), read('.env.example')]);

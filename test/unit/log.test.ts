@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { createLog, type Fields, type Level, type LogFormat } from '../src/log.ts';
+import { createLog, type Fields, type Level, type LogFormat } from '../../src/log.ts';
 
 const noon = new Date('2026-02-03T12:34:56.789Z');
 

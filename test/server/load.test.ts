@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile } from 'node:fs/promises';
 import { test, type TestContext } from 'node:test';
-import { randomOf } from './random.ts';
-import { makeHome, noneLeft, RunningServer, startServer, until, within, type Reply } from './running-server.ts';
+import { randomOf } from '../random.ts';
+import { makeHome, noneLeft, RunningServer, startServer, until, within, type Reply } from '../running-server.ts';
 
 const withoutWarm = { CLAUDE_WARM_SECONDS: '0' };
 

@@ -6,14 +6,14 @@ import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { apiKey, startServer, until, type RunningServer } from './running-server.ts';
+import { apiKey, startServer, until, type RunningServer } from '../running-server.ts';
 
 const nginx = ['/usr/sbin/nginx', '/usr/local/sbin/nginx', 'nginx'].find((path) => spawnSync(path, ['-v']).status === 0);
 const skip = nginx === undefined && 'no nginx: apt-get install nginx-light';
 
 /** nginx with README.md's own lines in front of the server; gives its address. */
 async function startNginx(t: TestContext, server: RunningServer): Promise<string> {
-  const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
+  const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
   const block = /```nginx\n([^]*?)```/.exec(readme)?.[1] ?? assert.fail('README.md has no nginx block');
   const port = await freePort();
   const folder = await mkdtemp(join(tmpdir(), 'claude-api-nginx-'));
@@ -89,8 +89,8 @@ test("behind README.md's nginx: answers, streams as they come, long prompts, and
 });
 
 test("README.md's nginx waits longer than a turn may take", async () => {
-  const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
-  const example = await readFile(new URL('../.env.example', import.meta.url), 'utf8');
+  const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
+  const example = await readFile(new URL('../../.env.example', import.meta.url), 'utf8');
   const setting = (name: string): number => Number(new RegExp(`${name}=(\\d+)`).exec(example)?.[1]);
   assert.ok(Number(/proxy_read_timeout (\d+)s/.exec(readme)?.[1]) > setting('CLAUDE_QUEUE_SECONDS') + setting('CLAUDE_TIMEOUT_SECONDS'));
 });

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { chmod, copyFile, mkdir, readFile, realpath, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { openConnection, requestBytes } from './http-client.ts';
-import { apiKey, fakeClaude, makeHome, noneLeft, processesOf, startServer, until, type Reply, type RunningServer } from './running-server.ts';
+import { openConnection, requestBytes } from '../http-client.ts';
+import { apiKey, fakeClaude, makeHome, noneLeft, processesOf, startServer, until, type Reply, type RunningServer } from '../running-server.ts';
 
 const turnCostUsd = 0.25;
 // One process a turn, so that a test knows which processes there are.

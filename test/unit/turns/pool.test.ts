@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { setImmediate as tick } from 'node:timers/promises';
 import { test } from 'node:test';
-import { defaultCapacity } from '../src/host/storage.ts';
-import { Pool, type Lease, type PoolOptions } from '../src/turns/pool.ts';
-import { Problem } from '../src/problem.ts';
+import { defaultCapacity } from '../../../src/host/storage.ts';
+import { Pool, type Lease, type PoolOptions } from '../../../src/turns/pool.ts';
+import { Problem } from '../../../src/problem.ts';
 
 /** A process of the imagination: it starts and ends when the test says so. */
 class FakeWorker {

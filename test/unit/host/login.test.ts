@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { findLogin, howToLogIn } from '../src/host/login.ts';
+import { findLogin, howToLogIn } from '../../../src/host/login.ts';
 
 /** A HOME with a credentials file in each of these folders. */
 async function homeWithCredentials(t: TestContext, ...folders: readonly string[]): Promise<string> {

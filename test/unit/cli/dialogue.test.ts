@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Dialogue, type TurnEnd } from '../src/cli/dialogue.ts';
-import type { CliEvent, CliResult } from '../src/cli/protocol.ts';
+import { Dialogue, type TurnEnd } from '../../../src/cli/dialogue.ts';
+import type { CliEvent, CliResult } from '../../../src/cli/protocol.ts';
 
 const init: CliEvent = { type: 'init', sessionId: 'a', version: '2.1.330' };
 const retry = (status: number): CliEvent => ({ type: 'api_retry', status, delayMs: 10 });

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { lastWords, problemOf, sentence, sessionNotFound, type ApiTrouble } from '../src/cli/outcome.ts';
-import { howToLogIn } from '../src/host/login.ts';
-import type { ProblemCode } from '../src/problem.ts';
-import type { CliResult } from '../src/cli/protocol.ts';
+import { lastWords, problemOf, sentence, sessionNotFound, type ApiTrouble } from '../../../src/cli/outcome.ts';
+import { howToLogIn } from '../../../src/host/login.ts';
+import type { ProblemCode } from '../../../src/problem.ts';
+import type { CliResult } from '../../../src/cli/protocol.ts';
 
 // ---- what a result means
 

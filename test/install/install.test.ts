@@ -21,13 +21,13 @@ async function chat(machine: ScratchMachine, prompt: string, sessionId?: string)
 }
 
 test('install.sh and the other scripts pass shellcheck', async () => {
-  const scripts = ['install.sh', '.ci/run', 'demo/run', 'test/scratch/boot', 'test/scratch/systemctl', 'test/scratch/npm', 'test/scratch/journalctl', 'test/vps/run'];
-  await promisify(execFile)('shellcheck', scripts, { cwd: new URL('..', import.meta.url) });
+  const scripts = ['install.sh', '.ci/run', 'demo/run', 'test/install/scratch/boot', 'test/install/scratch/systemctl', 'test/install/scratch/npm', 'test/install/scratch/journalctl', 'test/vps/run'];
+  await promisify(execFile)('shellcheck', scripts, { cwd: new URL('../..', import.meta.url) });
 });
 
 test('the unit is understood, and exposes little', async () => {
-  const unit = await readFile(new URL('../claude-api.service', import.meta.url), 'utf8');
-  const cwd = new URL('..', import.meta.url);
+  const unit = await readFile(new URL('../../claude-api.service', import.meta.url), 'utf8');
+  const cwd = new URL('../..', import.meta.url);
   // The program is not there before the installation, which is all that may be complained about.
   const { stderr } = await promisify(execFile)('systemd-analyze', ['verify', './claude-api.service'], { cwd }).catch((error: { stderr: string }) => error);
   assert.deepEqual(stderr.split('\n').filter((line) => line.includes('claude-api') && !/current\/bin\/node is not executable/.test(line)), []);

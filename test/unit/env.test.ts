@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { ConfigError, loadConfig, settingNames } from '../src/env.ts';
-import type { Config } from '../src/env.ts';
-import { seededRandom } from './random.ts';
+import { ConfigError, loadConfig, settingNames } from '../../src/env.ts';
+import type { Config } from '../../src/env.ts';
+import { seededRandom } from '../random.ts';
 
 const hexKey = '9f3c1a7be04d5528c6f1907eab34d2815b60cc97e8f14a23d7905eb1c82f6a4d';
 const home = { HOME: '/home/claude' };

@@ -9,7 +9,7 @@ import {
   userLine,
   type CliEvent,
   type CliResult,
-} from '../src/cli/protocol.ts';
+} from '../../../src/cli/protocol.ts';
 
 type Json = Record<string, unknown>;
 

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import childProcess from 'node:child_process';
 import { syncBuiltinESMExports } from 'node:module';
 import { test } from 'node:test';
-import { Problem } from '../src/problem.ts';
-import { Worker } from '../src/cli/worker.ts';
+import { Problem } from '../../../src/problem.ts';
+import { Worker } from '../../../src/cli/worker.ts';
 
 const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', resumedTotalUsd: 0 };
 

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Chat, ChatAnswer, ChatRequest } from '../src/turns/chat.ts';
-import { createHealthMonitor, type HealthMonitor } from '../src/http/health.ts';
-import { createLog } from '../src/log.ts';
-import { Problem } from '../src/problem.ts';
-import { until, type LogLine } from './running-server.ts';
+import type { Chat, ChatAnswer, ChatRequest } from '../../../src/turns/chat.ts';
+import { createHealthMonitor, type HealthMonitor } from '../../../src/http/health.ts';
+import { createLog } from '../../../src/log.ts';
+import { Problem } from '../../../src/problem.ts';
+import { until, type LogLine } from '../../running-server.ts';
 
 const request: ChatRequest = { prompt: 'hello', userId: 1 };
 const answer: ChatAnswer = { content: 'hi', sessionId: 's-1', costUsd: 0, durationMs: 1 };

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Problem, problemBody, problemCodes, problemHeaders, toProblem, type ProblemCode } from '../src/problem.ts';
+import { Problem, problemBody, problemCodes, problemHeaders, toProblem, type ProblemCode } from '../../src/problem.ts';
 
 // Written out, so that a status can only change on purpose: clients branch on it.
 const statusOf: Readonly<Record<ProblemCode, number>> = {

@@ -6,7 +6,7 @@ import { existsSync } from 'node:fs';
 import { mkdir, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { fakeClaude, mainFile, makeHome, noneLeft, processesOf, RunningServer, startServer, until } from './running-server.ts';
+import { fakeClaude, mainFile, makeHome, noneLeft, processesOf, RunningServer, startServer, until } from '../running-server.ts';
 
 test('wrong settings end the server with 78, all of them named, none shown', async (t) => {
   const home = await makeHome(t);

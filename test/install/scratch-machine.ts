@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { until } from './running-server.ts';
+import { until } from '../running-server.ts';
 
 export interface Outcome {
   readonly status: number;
@@ -13,7 +13,7 @@ export interface Outcome {
   readonly stderr: string;
 }
 
-const checkout = fileURLToPath(new URL('..', import.meta.url));
+const checkout = fileURLToPath(new URL('../..', import.meta.url));
 
 /** Why no scratch machine can be made here, or false when one can: it takes root, overlayfs and namespaces. */
 export const noScratchMachine: string | false = (() => {
@@ -28,7 +28,7 @@ export const noScratchMachine: string | false = (() => {
 })();
 
 /**
- * A machine to install on (test/scratch/boot): everything is real but systemctl, journalctl and npm, which stand-ins
+ * A machine to install on (test/install/scratch/boot): everything is real but systemctl, journalctl and npm, which stand-ins
  * play, and the Claude CLI, which is the fake one. Whatever is done to it is gone with the test.
  */
 export class ScratchMachine {
@@ -43,7 +43,7 @@ export class ScratchMachine {
   static async boot(t: TestContext): Promise<ScratchMachine> {
     const folder = mkdtempSync(join(tmpdir(), 'claude-api-machine-'));
     const namespaces = ['--mount', '--pid', '--net', '--fork', '--kill-child', '--propagation', 'private'];
-    const child = spawn('unshare', [...namespaces, join(checkout, 'test/scratch/boot'), checkout, process.execPath, folder], { stdio: ['ignore', 'ignore', 'pipe'] });
+    const child = spawn('unshare', [...namespaces, join(checkout, 'test/install/scratch/boot'), checkout, process.execPath, folder], { stdio: ['ignore', 'ignore', 'pipe'] });
     let stderr = '';
     child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
     t.after(async () => {

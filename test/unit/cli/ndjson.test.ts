@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { mock, test } from 'node:test';
-import { LineSplitter, LineTooLongError } from '../src/cli/ndjson.ts';
+import { LineSplitter, LineTooLongError } from '../../../src/cli/ndjson.ts';
 
 const limit = 1024;
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Deltas } from '../src/cli/deltas.ts';
-import type { CliEvent } from '../src/cli/protocol.ts';
+import { Deltas } from '../../../src/cli/deltas.ts';
+import type { CliEvent } from '../../../src/cli/protocol.ts';
 
 const start = (messageId: string): CliEvent => ({ type: 'message_start', messageId });
 const said = (text: string): CliEvent => ({ type: 'text_delta', text });
