@@ -1,4 +1,4 @@
-# The server and the Claude CLI in one image; README.md, "Docker", has the command that runs it.
+# The server and the Claude CLI in one image; docs/docker.md has the command that runs it.
 FROM node:24-slim AS build
 WORKDIR /build
 COPY package.json package-lock.json .npmrc ./

@@ -15,7 +15,7 @@ node_major=24
 
 unit=/etc/systemd/system/claude-api.service
 state=/var/lib/claude-api
-sources=(install.sh claude-api.service package.json package-lock.json .npmrc tsconfig.json tsconfig.build.json src README.md CHANGELOG.md LICENSE .env.example)
+sources=(install.sh claude-api.service package.json package-lock.json .npmrc tsconfig.json tsconfig.build.json src docs README.md CHANGELOG.md LICENSE .env.example)
 # In the comment field of the user, by which --purge knows that this script made it.
 user_comment='claude-api service'
 

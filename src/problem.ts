@@ -1,4 +1,4 @@
-/** Every failure a caller can meet: its HTTP status and title. The set is closed; README.md explains each code. */
+/** Every failure a caller can meet: its HTTP status and title. The set is closed; docs/api.md explains each code. */
 const kinds = {
   malformed_request: [400, 'The request is not valid HTTP'],
   malformed_json: [400, 'The body is not a JSON object'],

@@ -62,7 +62,7 @@ export class ScratchMachine {
       assert.equal(child.exitCode, null, stderr);
       return (await machine.run('test -e /run/stub/booted')).status === 0 ? true : undefined;
     });
-    await machine.must('mkdir /root/copy && cd /checkout && cp -R install.sh claude-api.service package*.json .npmrc tsconfig*.json src README.md CHANGELOG.md LICENSE .env.example /root/copy/');
+    await machine.must('mkdir /root/copy && cd /checkout && cp -R install.sh claude-api.service package*.json .npmrc tsconfig*.json src docs README.md CHANGELOG.md LICENSE .env.example /root/copy/');
     return machine;
   }
 

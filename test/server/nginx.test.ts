@@ -11,10 +11,10 @@ import { apiKey, startServer, until, type RunningServer } from '../running-serve
 const nginx = ['/usr/sbin/nginx', '/usr/local/sbin/nginx', 'nginx'].find((path) => spawnSync(path, ['-v']).status === 0);
 const skip = nginx === undefined && 'no nginx: apt-get install nginx-light';
 
-/** nginx with README.md's own lines in front of the server; gives its address. */
+/** nginx with docs/operations.md's own lines in front of the server; gives its address. */
 async function startNginx(t: TestContext, server: RunningServer): Promise<string> {
-  const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
-  const block = /```nginx\n([^]*?)```/.exec(readme)?.[1] ?? assert.fail('README.md has no nginx block');
+  const text = await readFile(new URL('../../docs/operations.md', import.meta.url), 'utf8');
+  const block = /```nginx\n([^]*?)```/.exec(text)?.[1] ?? assert.fail('docs/operations.md has no nginx block');
   const port = await freePort();
   const folder = await mkdtemp(join(tmpdir(), 'claude-api-nginx-'));
   await mkdir(join(folder, 'temp'));
@@ -56,7 +56,7 @@ const post = (url: string, prompt: string, init: RequestInit = {}): Promise<Resp
     headers: { Authorization: `Bearer ${apiKey}`, 'Content-Type': 'application/json', ...(init.headers as Record<string, string>) },
   });
 
-test("behind README.md's nginx: answers, streams as they come, long prompts, and hang-ups", { skip }, async (t) => {
+test("behind the documented nginx: answers, streams as they come, long prompts, and hang-ups", { skip }, async (t) => {
   const server = await startServer(t);
   const url = await startNginx(t, server);
   assert.equal(await (await fetch(`${url}/health`)).text(), '{"status":"ok"}');
@@ -88,9 +88,9 @@ test("behind README.md's nginx: answers, streams as they come, long prompts, and
   await until('the turn to be given up', async () => ((await running()) === 0 ? true : undefined));
 });
 
-test("README.md's nginx waits longer than a turn may take", async () => {
-  const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
+test("the documented nginx waits longer than a turn may take", async () => {
+  const text = await readFile(new URL('../../docs/operations.md', import.meta.url), 'utf8');
   const example = await readFile(new URL('../../.env.example', import.meta.url), 'utf8');
   const setting = (name: string): number => Number(new RegExp(`${name}=(\\d+)`).exec(example)?.[1]);
-  assert.ok(Number(/proxy_read_timeout (\d+)s/.exec(readme)?.[1]) > setting('CLAUDE_QUEUE_SECONDS') + setting('CLAUDE_TIMEOUT_SECONDS'));
+  assert.ok(Number(/proxy_read_timeout (\d+)s/.exec(text)?.[1]) > setting('CLAUDE_QUEUE_SECONDS') + setting('CLAUDE_TIMEOUT_SECONDS'));
 });

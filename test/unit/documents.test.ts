@@ -6,11 +6,11 @@ import { problemCodes } from '../../src/problem.ts';
 
 const read = (name: string): Promise<string> => readFile(new URL(`../../${name}`, import.meta.url), 'utf8');
 
-test('README.md and .env.example name every setting, and README.md every problem code', async () => {
-  const [readme, example] = await Promise.all([read('README.md'), read('.env.example')]);
+test('README.md and .env.example name every setting, and docs/api.md every problem code', async () => {
+  const [readme, example, api] = await Promise.all([read('README.md'), read('.env.example'), read('docs/api.md')]);
   assert.deepEqual(settingNames.filter((name) => !readme.includes(`\`${name}\``)), []);
   assert.deepEqual(settingNames.filter((name) => !new RegExp(`^(# )?${name}=`, 'm').test(example)), []);
-  assert.deepEqual(problemCodes.filter((code) => !readme.includes(`\`${code}\``)), []);
+  assert.deepEqual(problemCodes.filter((code) => !api.includes(`\`${code}\``)), []);
 });
 
 test('nothing is needed at run time but Node', async () => {
