@@ -40,8 +40,8 @@ export interface Claude {
    * `storage_unavailable` when the folder cannot be made, and `busy` when the machine has no room for a process.
    */
   start(userId: number, resume?: { readonly sessionId: string; readonly totalCostUsd: number }): Promise<Worker>;
-  /** The CLI's version from `claude --version`, or undefined when it cannot be run. Never throws. */
-  probeVersion(): Promise<string | undefined>;
+  /** The CLI's version from `claude --version`. Throws Problem `claude_not_found` when it cannot be run. */
+  probeVersion(): Promise<string>;
   /** What the markers of all processes of this state folder begin with; the server's pid and a point follow. */
   readonly markerPrefix: string;
 }
@@ -81,18 +81,19 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
 
     async probeVersion() {
       const binary = await findProgram(config.claudeBinary, pathVariable);
-      if (binary === undefined) return undefined;
+      if (binary === undefined) throw claudeNotFound();
       const { command, args } = commandLine(setpriv, binary, ['--version']);
       // Like every process of ours it carries a marker: a wrapper that hangs is not ended with what it started.
       const marker = `${markerPrefix}${process.pid}.0.`;
       try {
         const options = { env: { ...env, [markerName]: marker }, timeout: 10_000, killSignal: 'SIGKILL' } as const;
         const { stdout } = await promisify(execFile)(command, args, options);
-        return /^\d+\.\d+\.\d+/.exec(stdout)?.[0];
+        const version = /^\d+\.\d+\.\d+/.exec(stdout)?.[0];
+        if (version !== undefined) return version;
       } catch {
         await endMarked(marker);
-        return undefined;
       }
+      throw claudeNotFound();
     },
   };
 }

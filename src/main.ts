@@ -55,15 +55,16 @@ async function main(): Promise<void> {
   const { turnTimeoutMs } = config;
   const checkStorage = createStorageCheck(config.stateDir, config.childEnv);
   const takeTurn = createRateLimit(config.rateLimitPerMinute);
-  const chat = createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTurn, closing: closing.signal, log });
   let isDraining = false;
   let exitCode = 0;
-  const monitor = createHealthMonitor(chat, claude, () => isDraining, log);
+  const monitor = createHealthMonitor(claude.probeVersion, () => isDraining, log);
+  const { onTurnEnd } = monitor;
+  const chat = createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTurn, closing: closing.signal, onTurnEnd, log });
   const apiKey = config.apiKey ?? randomBytes(32).toString('hex');
   const version = await readVersion();
   const server = createHttpServer({
     auth: createAuth(apiKey),
-    chat: monitor.watched,
+    chat,
     health: monitor.health,
     healthDetails: async () => ({
       version,

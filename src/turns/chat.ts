@@ -37,6 +37,8 @@ interface ChatOptions {
   readonly takeTurn: (userId: number) => void;
   /** Aborts, with a Problem as its reason, when running turns must end because the server does. */
   readonly closing: AbortSignal;
+  /** Hears of every turn asked for, once, when it is over: what it failed with, or undefined for an answer. */
+  readonly onTurnEnd: (problem: Problem | undefined) => void;
   readonly log: Log;
 }
 
@@ -51,36 +53,42 @@ export interface Chat {
 }
 
 /** Turns over the pool's processes: whose session it is, how long a turn may take, what it cost. */
-export function createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTurn, closing, log }: ChatOptions): Chat {
+export function createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTurn, closing, onTurnEnd, log }: ChatOptions): Chat {
   return {
-    async run(request, signal, onEvent) {
-      const startedAt = performance.now();
-      try {
-        checkStorage();
-      } catch (error) {
-        // When the folders come back, they may be others than those the processes work in.
-        pool.retireAll();
-        throw error;
-      }
-      const record = await ownRecord(request);
-      takeTurn(request.userId);
-      const lease = await pool.acquire(request.userId, request.sessionId, signal);
-      let end: TurnEnd | undefined;
-      try {
-        onEvent({ type: 'admitted', origin: lease.origin });
-        end = await runTurn(lease, request, record, signal, onEvent);
-        // A process that died while it was idle never heard the prompt; the caller need not know.
-        if (lease.origin !== 'cold' && !end.wasHeard && problemCodeOf(end) === 'claude_failed') {
-          await lease.renew();
-          end = await runTurn(lease, request, record, signal, onEvent);
-        }
-      } finally {
-        // The session's next turn may need what is kept here; this answer need not wait for it.
-        void keep(request, end).finally(() => lease.release());
-      }
-      return answerOf(request, end, Math.round(performance.now() - startedAt));
+    run(request, signal, onEvent) {
+      const turn = answer(request, signal, onEvent);
+      turn.then(() => onTurnEnd(undefined), (error: unknown) => onTurnEnd(toProblem(error)));
+      return turn;
     },
   };
+
+  async function answer(request: ChatRequest, signal: AbortSignal, onEvent: (event: ChatEvent) => void): Promise<ChatAnswer> {
+    const startedAt = performance.now();
+    try {
+      checkStorage();
+    } catch (error) {
+      // When the folders come back, they may be others than those the processes work in.
+      pool.retireAll();
+      throw error;
+    }
+    const record = await ownRecord(request);
+    takeTurn(request.userId);
+    const lease = await pool.acquire(request.userId, request.sessionId, signal);
+    let end: TurnEnd | undefined;
+    try {
+      onEvent({ type: 'admitted', origin: lease.origin });
+      end = await runTurn(lease, request, record, signal, onEvent);
+      // A process that died while it was idle never heard the prompt; the caller need not know.
+      if (lease.origin !== 'cold' && !end.wasHeard && problemCodeOf(end) === 'claude_failed') {
+        await lease.renew();
+        end = await runTurn(lease, request, record, signal, onEvent);
+      }
+    } finally {
+      // The session's next turn may need what is kept here; this answer need not wait for it.
+      void keep(request, end).finally(() => lease.release());
+    }
+    return answerOf(request, end, Math.round(performance.now() - startedAt));
+  }
 
   async function ownRecord({ sessionId, userId }: ChatRequest): Promise<SessionRecord | undefined> {
     if (sessionId === undefined) return undefined;

@@ -29,6 +29,10 @@ async function startsOf(server: RunningServer): Promise<Array<{ argv: string[]; 
   return text.trim().split('\n').map((line) => JSON.parse(line));
 }
 
+async function healthOf(server: RunningServer): Promise<Record<string, unknown>> {
+  return (await (await server.request('/health')).json()) as Record<string, unknown>;
+}
+
 async function startLogged(t: TestContext, env: Record<string, string> = {}): Promise<RunningServer> {
   const home = await makeHome(t);
   return startServer(t, { CLAUDE_CODE_FAKE_LOG: join(home, 'starts'), ...env }, home);
@@ -203,6 +207,20 @@ test('every end a turn can have gets its own answer, and the session goes on', a
     });
   }
   assert.equal(server.stderr, '');
+});
+
+test('/health counts every turn asked for once, however it ends', async (t) => {
+  const server = await startServer(t, { CLAUDE_TIMEOUT_SECONDS: '1' });
+  const caller = new AbortController();
+  for (const prompt of ['hello', 'play crash', 'play api 429', 'play hang']) await server.chat({ prompt });
+  await server.chat({ prompt: 'hello', session_id: 'unknown' });
+  const running = server.chat({ prompt: 'play slow 30000' }, { signal: caller.signal });
+  await until('the turn to run', async () => (await healthOf(server))['running'] === 1 || undefined);
+  caller.abort();
+  await assert.rejects(running);
+  await server.logged('turn', (line) => line['status'] === 499);
+  const { turns, failures } = await healthOf(server);
+  assert.deepEqual({ turns, failures }, { turns: 6, failures: 2 });
 });
 
 test('what the caller must know comes with the problem', async (t) => {

@@ -1,41 +1,28 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Chat, ChatAnswer, ChatRequest } from '../../../src/turns/chat.ts';
 import { createHealthMonitor, type HealthMonitor } from '../../../src/http/health.ts';
 import { createLog } from '../../../src/log.ts';
-import { Problem } from '../../../src/problem.ts';
+import { Problem, toProblem } from '../../../src/problem.ts';
 import { until, type LogLine } from '../../running-server.ts';
 
-const request: ChatRequest = { prompt: 'hello', userId: 1 };
-const answer: ChatAnswer = { content: 'hi', sessionId: 's-1', costUsd: 0, durationMs: 1 };
-const notFound = new Problem('claude_not_found', 'no CLI');
+const notFound = new Problem('claude_not_found', 'Install the CLI.');
 
-/** A monitor whose CLI and chat a test can change; `version` undefined = the CLI cannot be run. */
+/** A monitor whose CLI a test can change; `version` undefined = the CLI cannot be run. */
 class Scene {
   version: string | undefined = '2.1.330';
-  failure: unknown;
   isDraining = false;
   probes = 0;
   readonly lines: LogLine[] = [];
   readonly monitor: HealthMonitor;
 
   constructor(retryMs?: number) {
-    const chat: Chat = {
-      run: async () => {
-        if (this.failure !== undefined) throw this.failure;
-        return answer;
-      },
-    };
-    const probeVersion = async (): Promise<string | undefined> => {
+    const probeVersion = async (): Promise<string> => {
       this.probes += 1;
+      if (this.version === undefined) throw notFound;
       return this.version;
     };
     const log = createLog('json', (line) => this.lines.push(JSON.parse(line) as LogLine));
-    this.monitor = createHealthMonitor(chat, { probeVersion }, () => this.isDraining, log, retryMs);
-  }
-
-  turn(): Promise<ChatAnswer> {
-    return this.monitor.watched.run(request, new AbortController().signal, () => {});
+    this.monitor = createHealthMonitor(probeVersion, () => this.isDraining, log, retryMs);
   }
 
   get status(): string {
@@ -74,8 +61,7 @@ test('a CLI that cannot be run makes the server unavailable, with what to do abo
   scene.version = undefined;
   await scene.monitor.watchCli();
   const { status, detail } = scene.monitor.health();
-  assert.equal(status, 'unavailable');
-  assert.match(detail ?? '', /npm install -g @anthropic-ai\/claude-code/);
+  assert.deepEqual([status, detail], ['unavailable', notFound.message]);
   assert.equal(scene.monitor.counts().claude_version, null);
   assert.deepEqual(scene.events, ['error claude_not_found']);
 });
@@ -104,51 +90,34 @@ test('a CLI that is there is not looked for again', async () => {
   assert.equal(scene.probes, probes);
 });
 
-test('a turn that finds no CLI makes the server unavailable', async () => {
+test('a turn that finds no CLI makes the server unavailable', () => {
   const scene = new Scene();
-  scene.failure = notFound;
-  await assert.rejects(scene.turn(), (error) => error === notFound);
+  scene.monitor.onTurnEnd(notFound);
   assert.equal(scene.status, 'unavailable');
   assert.deepEqual(scene.events, ['error claude_not_found']);
 });
 
-test('a turn that goes well makes it available again at once', async () => {
+test('a turn that goes well makes it available again at once', () => {
   const scene = new Scene();
-  scene.failure = notFound;
-  await assert.rejects(scene.turn());
-  scene.failure = undefined;
-  assert.equal(await scene.turn(), answer);
+  scene.monitor.onTurnEnd(notFound);
+  scene.monitor.onTurnEnd(undefined);
   assert.equal(scene.status, 'ok');
   assert.deepEqual(scene.events, ['error claude_not_found', 'info claude_found']);
 });
 
-test('other failures of a turn say nothing about the CLI', async () => {
-  for (const failure of [new Problem('claude_failed', ''), new Problem('claude_not_authenticated', ''), new Error('bug')]) {
+test('other failures of a turn say nothing about the CLI', () => {
+  for (const failure of [new Problem('claude_failed', ''), new Problem('claude_not_authenticated', ''), toProblem(new Error('bug'))]) {
     const scene = new Scene();
-    scene.failure = failure;
-    await assert.rejects(scene.turn(), (error) => error === failure);
+    scene.monitor.onTurnEnd(failure);
     assert.equal(scene.status, 'ok');
   }
 });
 
-test('turns and failures are counted', async () => {
-  const scene = new Scene();
-  await scene.turn();
-  await scene.turn();
-  scene.failure = new Problem('busy', '');
-  await assert.rejects(scene.turn());
-  const { turns, failures } = scene.monitor.counts();
+test('turns and failures are counted', () => {
+  const { monitor } = new Scene();
+  for (const end of [undefined, undefined, new Problem('busy', '')]) monitor.onTurnEnd(end);
+  const { turns, failures } = monitor.counts();
   assert.deepEqual({ turns, failures }, { turns: 3, failures: 1 });
-});
-
-test('a turn gets the request, the signal and the listener it was given', async () => {
-  const given: unknown[] = [];
-  const chat: Chat = { run: async (...all) => (given.push(...all), answer) };
-  const { watched } = createHealthMonitor(chat, { probeVersion: async () => '2.1.330' }, () => false, () => {});
-  const { signal } = new AbortController();
-  const onEvent = (): void => {};
-  await watched.run(request, signal, onEvent);
-  assert.deepEqual(given, [request, signal, onEvent]);
 });
 
 test('a server that stops says so, whatever the CLI', async () => {
@@ -170,12 +139,9 @@ test('a CLI older than the walls between users were proven on is warned of', asy
   }
 });
 
-test('what callers do wrong is counted as a turn, not as a failure', async () => {
-  const scene = new Scene();
-  for (const code of ['session_not_found', 'request_timeout', 'rate_limited', 'claude_failed'] as const) {
-    scene.failure = new Problem(code, 'made up');
-    await assert.rejects(scene.turn());
-  }
-  const { turns, failures } = scene.monitor.counts();
+test('what callers do wrong is counted as a turn, not as a failure', () => {
+  const { monitor } = new Scene();
+  for (const code of ['session_not_found', 'request_timeout', 'rate_limited', 'claude_failed'] as const) monitor.onTurnEnd(new Problem(code, 'made up'));
+  const { turns, failures } = monitor.counts();
   assert.deepEqual({ turns, failures }, { turns: 4, failures: 1 });
 });
