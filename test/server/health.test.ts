@@ -1,0 +1,50 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { requestBytes } from '../http-client.ts';
+import { chat, start, untilAborted, withKey } from '../http-stage.ts';
+import { until } from '../running-server.ts';
+
+test('/health answers these bytes to everybody', async (t) => {
+  const stage = await start(t);
+  const { status, headers, body } = await stage.ask(requestBytes('GET /health?verbose=1'));
+  assert.deepEqual([status, headers.get('content-type'), body], [200, 'application/json', '{"status":"ok"}']);
+});
+
+test('HEAD /health has the headers of GET and no body', async (t) => {
+  const stage = await start(t);
+  const connection = await stage.connect();
+  connection.send(requestBytes('HEAD /health'));
+  const { status, headers } = await connection.answer('the HEAD answer', true);
+  assert.deepEqual([status, headers.get('content-length'), headers.get('content-type')], [200, '15', 'application/json']);
+  connection.send(requestBytes('GET /health'));
+  assert.equal((await connection.answer('the GET answer')).body, '{"status":"ok"}');
+});
+
+test('/health with the key tells the details too, with a wrong one it does not', async (t) => {
+  const stage = await start(t);
+  assert.deepEqual(JSON.parse((await stage.ask(requestBytes('GET /health', [withKey]))).body), { status: 'ok', version: '1.2.3', login: 'credentials file' });
+  assert.equal((await stage.ask(requestBytes('GET /health', ['Authorization: Bearer x']))).body, '{"status":"ok"}');
+});
+
+test('/health is 503 while the server stops or the CLI cannot be run', async (t) => {
+  const draining = await start(t, { health: () => ({ status: 'draining' }) });
+  const unavailable = await start(t, { health: () => ({ status: 'unavailable', detail: 'Install it.' }) });
+  for (const [stage, body] of [[draining, '{"status":"draining"}'], [unavailable, '{"status":"unavailable","detail":"Install it."}']] as const) {
+    const reply = await stage.ask(requestBytes('GET /health'));
+    assert.deepEqual([reply.status, reply.body], [503, body]);
+  }
+});
+
+test('/health answers while turns run', async (t) => {
+  const stage = await start(t, { run: untilAborted });
+  const busy = await Promise.all(Array.from({ length: 20 }, () => stage.connect()));
+  for (const connection of busy) connection.send(chat());
+  await until('20 running turns', () => (stage.signals.length === 20 ? true : undefined));
+  assert.equal((await stage.ask(requestBytes('GET /health'))).body, '{"status":"ok"}');
+});
+
+test('nothing of /health is logged', async (t) => {
+  const stage = await start(t);
+  await stage.ask(requestBytes('GET /health', [withKey]));
+  assert.equal(stage.logText, '');
+});
