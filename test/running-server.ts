@@ -87,6 +87,11 @@ export class RunningServer {
     yield* eventsOf(response);
   }
 
+  /** Closes the reading end of its log, as a log collector that was ended does. */
+  closeLog(): void {
+    this.#child.stdout?.destroy();
+  }
+
   /** Sends the signal and waits for the end; gives the exit code, or the signal's name. */
   async end(signal: NodeJS.Signals = 'SIGTERM'): Promise<number | string | null> {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return this.#child.exitCode ?? this.#child.signalCode;
@@ -214,7 +219,7 @@ export async function within<T>(label: string, timeoutMs: number, promise: Promi
  */
 export function testWithRealClis(theme: string, tests: (t: TestContext, binary: string, version: string) => Promise<void>): void {
   const binaries = realClis();
-  if (binaries.length === 0) test(theme, { skip: 'no Claude CLI: put claude on PATH, or its path in CLAUDE_TEST_CLIS' }, () => {});
+  if (binaries.length === 0) test(theme, { skip: 'needs the Claude CLI, on PATH or named in CLAUDE_TEST_CLIS: what only the real one can show' }, () => {});
   for (const binary of binaries) {
     const version = execFileSync(binary, ['--version'], { encoding: 'utf8', timeout: 10_000 }).trim();
     // Tests that are not awaited one by one run side by side: most of their time is the CLI's start.

@@ -6,6 +6,7 @@ import { existsSync } from 'node:fs';
 import { mkdir, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { needs } from '../needs.ts';
 import { fakeClaude, mainFile, makeHome, noneLeft, processesOf, RunningServer, startServer, until } from '../running-server.ts';
 
 test('wrong settings end the server with 78, all of them named, none shown', async (t) => {
@@ -92,7 +93,7 @@ test('without a key the server listens on loopback, and shows the key on no pipe
   assert.equal((await server.chat({ prompt: 'hello' })).status, 401);
 });
 
-test('without a key a person at a terminal gets a curl line that works', async (t) => {
+test('without a key a person at a terminal gets a curl line that works', { skip: needs(['script'], 'gives the server a terminal') }, async (t) => {
   const home = await makeHome(t);
   // script(1) gives the server a terminal.
   const command = [process.execPath, '--import', import.meta.resolve('tsx'), mainFile].join(' ');
@@ -122,4 +123,12 @@ test('a HOME in which the CLI cannot save its dialogues is said at the start', a
   await fine.logged('login');
   await fine.chat({ prompt: 'hello' });
   assert.deepEqual(fine.lines.filter((line) => line.event === 'storage_unavailable'), []);
+});
+
+test('a log whose reader has gone disturbs no turn', async (t) => {
+  const server = await startServer(t);
+  server.closeLog();
+  for (const prompt of ['one', 'two']) assert.equal((await server.chat({ prompt })).status, 200);
+  assert.equal(await server.end(), 0);
+  assert.equal(server.stderr, '');
 });
