@@ -342,7 +342,7 @@ testWithRealClis('an end user who fills the disk of all', async (t, binary) => {
   const api = await startMessagesApi(t);
   const home = await makeHome(t);
   const state = join(home, 'state');
-  if (process.getuid?.() !== 0) return t.skip('needs root, to make a small disk');
+  if (process.getuid?.() !== 0) return t.skip('needs root: full disks');
   await mkdir(state);
   const wrapper = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', 'mount -t tmpfs -o size=40m tmpfs "$0" && exec "$@"', state];
   const server = await startServer(t, cliEnv(binary, api), home, wrapper);

@@ -3,6 +3,7 @@ import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { test, type TestContext } from 'node:test';
 import { promisify } from 'node:util';
+import { needs } from '../needs.ts';
 import { noScratchMachine, ScratchMachine } from './scratch-machine.ts';
 
 const app = '/home/claude/claude-api';
@@ -20,12 +21,12 @@ async function chat(machine: ScratchMachine, prompt: string, sessionId?: string)
   return JSON.parse(await machine.must(`curl -s --max-time 20 127.0.0.1:8001/api/v1/chat ${headers} -d '${body}'`)) as Record<string, unknown>;
 }
 
-test('install.sh and the other scripts pass shellcheck', async () => {
+test('install.sh and the other scripts pass shellcheck', { skip: needs(['shellcheck'], 'checks the scripts') }, async () => {
   const scripts = ['install.sh', '.ci/run', 'demo/run', 'test/install/scratch/boot', 'test/install/scratch/systemctl', 'test/install/scratch/npm', 'test/install/scratch/journalctl', 'test/vps/run'];
   await promisify(execFile)('shellcheck', scripts, { cwd: new URL('../..', import.meta.url) });
 });
 
-test('the unit is understood, and exposes little', async () => {
+test('the unit is understood, and exposes little', { skip: needs(['systemd-analyze'], 'checks claude-api.service') }, async () => {
   const unit = await readFile(new URL('../../claude-api.service', import.meta.url), 'utf8');
   const cwd = new URL('../..', import.meta.url);
   // The program is not there before the installation, which is all that may be complained about.
@@ -291,7 +292,7 @@ onMachine('what is not ours is not removed', async (machine) => {
 });
 
 onMachine('a damaged release is built anew, and --purge ends what its user still runs', async (machine) => {
-  await machine.must(`${install} && rm ${app}/current/dist/pool.js && ${install} | grep building`);
+  await machine.must(`${install} && rm ${app}/current/dist/server.js && ${install} | grep building`);
   assert.equal(await machine.must('curl -s 127.0.0.1:8001/health'), '{"status":"ok"}');
   await machine.run('(setsid runuser -u claude -- sleep 100 &) >/dev/null 2>&1 </dev/null; sleep 0.3');
   await machine.must(`${install} --purge`);

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
-import { execFile, execFileSync, spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { needs, needsToRun } from '../needs.ts';
 import { until } from '../running-server.ts';
 
 export interface Outcome {
@@ -15,17 +16,12 @@ export interface Outcome {
 
 const checkout = fileURLToPath(new URL('../..', import.meta.url));
 
+const tryOverlay = 'mount -t tmpfs tmpfs /tmp && cd /tmp && mkdir upper work root && mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root';
+const purpose = 'a machine to install on';
 /** Why no scratch machine can be made here, or false when one can: it takes root, overlayfs and namespaces. */
-export const noScratchMachine: string | false = (() => {
-  if (process.getuid?.() !== 0) return 'needs root';
-  try {
-    execFileSync('unshare', ['--mount', '--pid', '--fork', '--net', 'true'], { stdio: 'ignore' });
-    execFileSync('ip', ['-V'], { stdio: 'ignore' });
-    return false;
-  } catch {
-    return 'needs namespaces, unshare and ip';
-  }
-})();
+export const noScratchMachine: string | false =
+  needs(['root', 'unshare', 'ip', 'curl'], purpose) ||
+  needsToRun(['unshare', '--mount', '--pid', '--fork', '--net', '--propagation', 'private', 'sh', '-ec', tryOverlay], 'namespaces and overlayfs', purpose);
 
 /**
  * A machine to install on (test/install/scratch/boot): everything is real but systemctl, journalctl and npm, which stand-ins

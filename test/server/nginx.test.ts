@@ -1,15 +1,16 @@
 import assert from 'node:assert/strict';
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
+import { findProgram, needs } from '../needs.ts';
 import { apiKey, startServer, until, type RunningServer } from '../running-server.ts';
 
-const nginx = ['/usr/sbin/nginx', '/usr/local/sbin/nginx', 'nginx'].find((path) => spawnSync(path, ['-v']).status === 0);
-const skip = nginx === undefined && 'no nginx: apt-get install nginx-light';
+const nginx = findProgram('nginx');
+const skip = needs(['nginx'], "README.md's lines for it");
 
 /** nginx with docs/operations.md's own lines in front of the server; gives its address. */
 async function startNginx(t: TestContext, server: RunningServer): Promise<string> {

@@ -5,12 +5,14 @@ import { chmod, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { Agent, request } from 'node:http';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
+import { needs, needsToRun } from '../needs.ts';
 import { apiKey, makeHome, startServer, until, type Reply, type RunningServer, type StreamEvent } from '../running-server.ts';
 
 const isRoot = process.getuid?.() === 0;
-const needsRoot = { skip: !isRoot && 'needs root' };
 // Root may write everywhere by its capabilities: without them it is a user like others.
 const asOrdinaryUser = isRoot ? ['setpriv', '--bounding-set=-all', '--inh-caps=-all'] : [];
+const onSmallDisk = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', 'mount -t tmpfs -o size=40m tmpfs "$0" && exec "$@"'] as const;
+const noSmallDisk = needs(['root', 'unshare'], 'full disks') || needsToRun([...onSmallDisk, '/mnt', 'true'], 'leave to mount', 'full disks');
 
 /** A turn is refused with this cause in the log, and costs nothing; once it is mended, old and new dialogues go on. */
 async function refusedAndBack(server: RunningServer, cause: RegExp, breakIt: () => unknown, mend: () => unknown): Promise<void> {
@@ -32,11 +34,10 @@ function assertUnavailable(reply: Reply): void {
 }
 
 for (const place of ['state', '.claude']) {
-  test(`a full disk below ${place} is said before a turn, and over when there is room again`, needsRoot, async (t) => {
+  test(`a full disk below ${place} is said before a turn, and over when there is room again`, { skip: noSmallDisk }, async (t) => {
     const home = await makeHome(t);
     await mkdir(join(home, place));
-    const wrapper = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', 'mount -t tmpfs -o size=40m tmpfs "$0" && exec "$@"', join(home, place)];
-    const server = await startServer(t, {}, home, wrapper);
+    const server = await startServer(t, {}, home, [...onSmallDisk, join(home, place)]);
     const filler = `/proc/${server.pid}/root${join(home, place, 'filler')}`;
     const cause = new RegExp(`${place === 'state' ? 'CLAUDE_STATE_DIR' : 'HOME'}: its disk is full: make room for 16 MB`);
     await refusedAndBack(server, cause, () => writeFile(filler, Buffer.alloc(30 * 1024 * 1024)), () => rm(filler));
@@ -48,7 +49,7 @@ const writtenTo = [
   ['CLAUDE_CODE_TMPDIR', 'tmp', { CLAUDE_CODE_TMPDIR: 'tmp' }], ['CLAUDE_CONFIG_DIR', 'tmp', { CLAUDE_CONFIG_DIR: 'tmp' }], ['CLAUDE_CONFIG_DIR', 'tmp', { CLAUDE_CONFIG_DIR: 'tmp/not/yet' }],
 ] as const;
 for (const [setting, folder, given = {}] of writtenTo) {
-  test(`${setting}, ${folder} not writable ${JSON.stringify(given)} is said before a turn, and over when it is`, async (t) => {
+  test(`${setting}, ${folder} not writable ${JSON.stringify(given)} is said before a turn, and over when it is`, { skip: isRoot && needs(['setpriv'], 'folders that cannot be written') }, async (t) => {
     const home = await makeHome(t);
     await Promise.all(['.claude', 'tmp'].map((name) => mkdir(join(home, name))));
     const env = Object.fromEntries(Object.entries({ TMPDIR: 'tmp', ...given }).map(([name, path]) => [name, join(home, path)]));
@@ -98,7 +99,7 @@ function chatOver(agent: Agent, server: RunningServer, body: object): Promise<Re
   });
 }
 
-test('without descriptors the server is busy, and over it when there are some', needsRoot, async (t) => {
+test('without descriptors the server is busy, and over it when there are some', { skip: needs(['root', 'prlimit'], 'a machine without descriptors') }, async (t) => {
   const server = await startServer(t, { CLAUDE_WARM_SECONDS: '0' });
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
   t.after(() => agent.destroy());
@@ -136,11 +137,11 @@ function makePidsGroup(t: TestContext): string | undefined {
   return undefined;
 }
 
-test('where no process may be started the server is busy, and over it when one may', needsRoot, async (t) => {
+test('where no process may be started the server is busy, and over it when one may', { skip: needs(['root'], 'a machine without room for processes') }, async (t) => {
   // The hook that ends the servers must run before the one that removes their group.
   const home = await makeHome(t);
   const group = makePidsGroup(t);
-  if (group === undefined) return t.skip('needs a control group for pids');
+  if (group === undefined) return t.skip('needs a control group for pids: a machine without room for processes');
   const server = await startServer(t, { CLAUDE_WARM_SECONDS: '0' }, home);
   assert.equal((await server.chat({ prompt: 'before' })).status, 200);
   writeFileSync(join(group, 'cgroup.procs'), String(server.pid));
