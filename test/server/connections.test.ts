@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { ProblemCode } from '../../src/problem.ts';
 import { chunked, requestBytes } from '../http-client.ts';
-import { answer, answerJson, asJson, assertProblem, chat, chatPath, eventsOf, good, latch, problemIn, start, withKey } from '../http-stage.ts';
+import { answer, answerJson, asJson, assertProblem, chat, chatPath, eventsOf, good, latch, problemIn, start, withKey, type Stage } from '../http-stage.ts';
 import { until } from '../running-server.ts';
 
 test('a request without Host, or with two, is malformed', async (t) => {
@@ -117,15 +117,32 @@ test('a caller who leaves in mid-body is logged once, and nothing runs', async (
   assert.deepEqual(stage.requests, []);
 });
 
+/** Waits until the time for requests is over for everything sent before: one that began later is given up on. */
+async function limitsPass(stage: Stage): Promise<void> {
+  const later = await stage.connect();
+  later.send('GET /health HT');
+  assert.equal((await later.answer('408')).status, 408);
+}
+
 test('a turn may take longer than a request may take to arrive', async (t) => {
-  const stage = await start(t, { ...hurried, run: () => new Promise((resolve) => setTimeout(() => resolve(answer), 1000)) });
-  assert.equal((await stage.ask(chat())).status, 200);
+  const turn = latch();
+  const stage = await start(t, { ...hurried, run: () => turn.opened.then(() => answer) });
+  const connection = await stage.connect();
+  connection.send(chat());
+  await until('the turn', () => stage.signals[0]);
+  await limitsPass(stage);
+  turn.open();
+  assert.equal((await connection.answer('the answer')).status, 200);
 });
 
 test('a next request that comes too slowly does not cost the running one its answer', async (t) => {
-  const stage = await start(t, { ...hurried, run: () => new Promise((resolve) => setTimeout(() => resolve(answer), 1000)) });
+  const turn = latch();
+  const stage = await start(t, { ...hurried, run: () => turn.opened.then(() => answer) });
   const connection = await stage.connect();
   connection.send(Buffer.concat([chat(), Buffer.from('GET /health HT')]));
+  await until('the turn', () => stage.signals[0]);
+  await limitsPass(stage);
+  turn.open();
   const reply = await connection.answer('the answer to the first request');
   assert.deepEqual([reply.status, JSON.parse(reply.body)], [200, answerJson]);
   await connection.ended();

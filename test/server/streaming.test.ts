@@ -264,7 +264,8 @@ for (const accept of ['application/json', 'text/event-stream']) {
     connection.stopReading();
     connection.send(chat(good, [withKey, asJson, `Accept: ${accept}`]));
     const signal = await until('the turn', () => stage.signals[0]);
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    // Five idle connections one after another are cut off meanwhile.
+    for (let i = 0; i < 5; i += 1) await (await stage.connect()).ended();
     assert.equal(signal.aborted, false);
     turn.open();
     await until('the connection to be closed', () => (stage.connections === 0 ? true : undefined));

@@ -1,17 +1,74 @@
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { readdir, readFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { test } from 'node:test';
-import { settingNames } from '../../src/env.ts';
-import { problemCodes } from '../../src/problem.ts';
+import { fileURLToPath } from 'node:url';
+import { loadConfig, settingNames } from '../../src/env.ts';
+import { Problem, problemCodes } from '../../src/problem.ts';
 
-const read = (name: string): Promise<string> => readFile(new URL(`../../${name}`, import.meta.url), 'utf8');
+const root = fileURLToPath(new URL('../..', import.meta.url));
+const read = (name: string): Promise<string> => readFile(join(root, name), 'utf8');
 
-test('README.md and .env.example name every setting, and docs/api.md every problem code', async () => {
-  const [readme, example, api] = await Promise.all([read('README.md'), read('.env.example'), read('docs/api.md')]);
+/** The names of all files in a folder of the repository, as paths from its root. */
+async function filesIn(folder: string): Promise<string[]> {
+  const entries = await readdir(join(root, folder), { recursive: true, withFileTypes: true });
+  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath.slice(root.length), entry.name));
+}
+
+const documents = async (): Promise<string[]> => ['README.md', 'CHANGELOG.md', ...(await filesIn('docs'))];
+
+test('README.md and .env.example name every setting', async () => {
+  const [readme, example] = await Promise.all([read('README.md'), read('.env.example')]);
   assert.deepEqual(settingNames.filter((name) => !readme.includes(`\`${name}\``)), []);
   assert.deepEqual(settingNames.filter((name) => !new RegExp(`^(# )?${name}=`, 'm').test(example)), []);
-  assert.deepEqual(problemCodes.filter((code) => !api.includes(`\`${code}\``)), []);
 });
+
+test('docs/api.md has a row for every problem code, with its status, and for no other', async () => {
+  const rows = (await read('docs/api.md')).matchAll(/^\| ([45]\d\d) \| `(\w+)` \|/gm);
+  const documented = Array.from(rows, ([, status, code]) => `${status} ${code}`);
+  assert.deepEqual(documented.sort(), problemCodes.map((code) => `${new Problem(code, '').status} ${code}`).sort());
+});
+
+test('docs/operations.md has every event of the log, and no other', async () => {
+  const section = /^## The log\n([^]*?)^## /m.exec(await read('docs/operations.md'))?.[1] ?? assert.fail('there is no such section');
+  const documented = Array.from(section.matchAll(/^\| (`.+?) \|/gm), ([, names = '']) => quoted(names, '`')).flat();
+  const sources = await Promise.all((await filesIn('src')).map(read));
+  const inSource = sources.flatMap((text) => {
+    const calls = [...text.matchAll(/\blog\(([^{}()]*)/g), ...text.matchAll(/\bevent = ([^;]*);/g)];
+    return calls.flatMap(([, call = '']) => quoted(call, "'"));
+  });
+  const events = new Set(inSource.filter((name) => !['error', 'warning', 'info'].includes(name)));
+  assert.deepEqual(documented.sort(), [...events].sort());
+});
+
+/** The words between two of these marks. */
+function quoted(text: string, mark: string): string[] {
+  return Array.from(text.matchAll(new RegExp(`${mark}(\\w+)${mark}`, 'g')), ([, word = '']) => word);
+}
+
+test('README.md and docs/api.md name the longest an answer takes, by the defaults', async () => {
+  const { queueTimeoutMs, turnTimeoutMs } = loadConfig({ HOME: '/home/claude' });
+  const bound = `${(queueTimeoutMs + turnTimeoutMs) / 1000 + 15} s`;
+  for (const name of ['README.md', 'docs/api.md']) assert.ok((await read(name)).includes(bound), `${name}: ${bound}`);
+});
+
+test('no link between the documents is dead', async () => {
+  for (const name of await documents()) {
+    for (const [, target = ''] of (await read(name)).matchAll(/\]\((?!https?:)([^)\s]+)\)/g)) {
+      const [path = '', anchor] = target.split('#');
+      const file = path === '' ? name : join(dirname(name), path);
+      assert.ok(existsSync(join(root, file)), `${name}: ${target}`);
+      if (anchor !== undefined) assert.ok(anchorsOf(await read(file)).includes(anchor), `${name}: ${target}`);
+    }
+  }
+});
+
+/** The anchors GitHub makes of a document's headings. */
+function anchorsOf(text: string): string[] {
+  const headings = text.replace(/^```[^]*?^```/gm, '').matchAll(/^#+ (.+)$/gm);
+  return Array.from(headings, ([, heading = '']) => heading.toLowerCase().replace(/[^\p{L}\p{N} _-]/gu, '').replaceAll(' ', '-'));
+}
 
 test('nothing is needed at run time but Node', async () => {
   const manifest = JSON.parse(await read('package.json')) as Record<string, unknown>;

@@ -85,8 +85,10 @@ test('a CLI that is there is not looked for again', async () => {
   scene.version = '2.1.330';
   await until('the server to be available', () => (scene.status === 'ok' ? true : undefined));
   const { probes } = scene;
-  // Nothing can be waited for where nothing may happen: twenty times the retry interval is given a chance.
-  await new Promise((resolve) => setTimeout(resolve, 20));
+  const other = new Scene(1);
+  other.version = undefined;
+  await other.monitor.watchCli();
+  await until('twenty looks for a CLI that is not there', () => (other.probes > 20 ? true : undefined));
   assert.equal(scene.probes, probes);
 });
 
