@@ -74,3 +74,20 @@ test('nothing is needed at run time but Node', async () => {
   const manifest = JSON.parse(await read('package.json')) as Record<string, unknown>;
   for (const kind of ['dependencies', 'optionalDependencies', 'peerDependencies']) assert.equal(manifest[kind], undefined, kind);
 });
+
+test('facts about the CLI have each a number of its own, and name tests that are there', async () => {
+  const text = await read('docs/cli-facts.md');
+  const numbers = Array.from(text.matchAll(/^\| (\d+) \|/gm), ([, number]) => Number(number));
+  assert.ok(numbers.length > 0);
+  assert.deepEqual([...new Set(numbers)].sort((a, b) => a - b), [...numbers].sort((a, b) => a - b), 'a number stands twice');
+  for (const [, path = '', title = ''] of text.matchAll(/\]\(\.\.\/(test\/[^)]+)\): `([^`]+)` \|$/gm)) {
+    assert.ok((await read(path)).includes(title), `${path} has no test "${title}"`);
+  }
+});
+
+test('a fact that the code cites is one of docs/cli-facts.md', async () => {
+  const text = await read('docs/cli-facts.md');
+  for (const name of await filesIn('src')) {
+    for (const [, number = ''] of (await read(name)).matchAll(/\bfact (\d+)/g)) assert.ok(text.includes(`\n| ${number} |`), `${name}: fact ${number}`);
+  }
+});
