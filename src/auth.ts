@@ -1,4 +1,5 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
+import type { Log } from './log.ts';
 
 /** What the key check says of a request. */
 export type Verdict = 'ok' | 'missing_api_key' | 'invalid_api_key';
@@ -58,4 +59,16 @@ const placeholderWords = new RegExp(
 export function weakKeyWarnings(key: string | undefined): string[] {
   if (key === undefined || key.length >= 32) return [];
   return ['CLAUDE_API_KEY has fewer than 32 characters; `openssl rand -hex 32` prints a stronger one'];
+}
+
+/** Says that a key was made for this run. It is shown to a person only: in a log file or the journal it would lie about. */
+export function offerKey(apiKey: string, port: number, log: Log, terminal: { write(text: string): unknown } | undefined): void {
+  log('warning', 'config', { message: 'CLAUDE_API_KEY is not set: a key was made for this run, and only this machine can connect' });
+  terminal?.write(`
+  curl http://127.0.0.1:${port}/api/v1/chat \\
+    -H 'Authorization: Bearer ${apiKey}' \\
+    -H 'Content-Type: application/json' \\
+    -d '{"prompt": "Hello", "user_id": 1}'
+
+`);
 }

@@ -1,4 +1,5 @@
 import { BlockList, isIP } from 'node:net';
+import { homedir, userInfo } from 'node:os';
 import { isAbsolute, join } from 'node:path';
 import { keyProblems, weakKeyWarnings } from './auth.ts';
 
@@ -55,6 +56,19 @@ export interface Config {
   readonly childEnv: Readonly<Record<string, string>>;
   /** Sentences for the log, without values. */
   readonly warnings: readonly string[];
+}
+
+/** The process environment, completed with what a service manager may have left out and the CLI needs. */
+export function machineEnv(env: Readonly<Record<string, string | undefined>>): Record<string, string | undefined> {
+  const { username } = userInfo();
+  return {
+    PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    HOME: homedir(),
+    USER: username,
+    LOGNAME: username,
+    LANG: 'C.UTF-8',
+    ...env,
+  };
 }
 
 /** Every setting of the server; README.md and .env.example name each of them. */

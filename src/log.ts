@@ -10,6 +10,12 @@ export type Log = (level: Level, event: string, fields?: Fields) => void;
 /** How lines look: one JSON object, the same with the journal's level prefix (sd-daemon(3)), or short text for a person. */
 export type LogFormat = 'json' | 'journal' | 'text';
 
+/** JSON, with the journal's levels where systemd reads along (systemd.exec(5)), and text on a terminal. */
+export function chooseLogFormat(journalStream: string | undefined, isTerminal: boolean): LogFormat {
+  if (journalStream !== undefined) return 'journal';
+  return isTerminal ? 'text' : 'json';
+}
+
 const journalPriority = { error: '<3>', warning: '<4>', info: '<6>' } as const satisfies Record<Level, string>;
 
 /** A log that writes one line an event. Never throws. */

@@ -1,5 +1,6 @@
 import { access, constants } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { Log } from '../log.ts';
 
 /** Where the CLI will find its login: a variable's name, or the credentials file. Never its value. */
 type Login = string;
@@ -22,4 +23,11 @@ export async function findLogin(childEnv: Readonly<Record<string, string>>): Pro
   const folder = childEnv['CLAUDE_SECURESTORAGE_CONFIG_DIR'] || childEnv['CLAUDE_CONFIG_DIR'] || join(childEnv['HOME'] ?? '/', '.claude');
   const readable = await access(join(folder, '.credentials.json'), constants.R_OK).then(() => true, () => false);
   return readable ? 'credentials file' : undefined;
+}
+
+/** Logs where the CLI will find its login, or what to do when it will find none. */
+export async function logLogin(childEnv: Readonly<Record<string, string>>, log: Log): Promise<void> {
+  const login = await findLogin(childEnv);
+  if (login === undefined) log('warning', 'login', { message: howToLogIn });
+  else log('info', 'login', { login });
 }

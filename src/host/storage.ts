@@ -2,6 +2,8 @@ import { accessSync, constants, existsSync, statfsSync } from 'node:fs';
 import { totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { storageUnavailable } from '../cli/outcome.ts';
+import type { Log } from '../log.ts';
+import { describeBug, toProblem } from '../problem.ts';
 
 // As much as a long turn may add to a dialogue: with less no turn begins.
 const leastFreeBytes = 16 * 1024 * 1024;
@@ -43,6 +45,15 @@ function checkFolder({ setting, path }: Folder): void {
     if ((blocks > 0 && bavail * bsize < leastFreeBytes) || (files > 0 && ffree === 0)) throw new Error(`its disk is full: make room for ${leastFreeBytes / 1024 / 1024} MB at least`);
   } catch (error) {
     throw storageUnavailable(error, setting);
+  }
+}
+
+/** Logs what `checkStorage` finds wrong, if anything. */
+export function logStorage(checkStorage: () => void, log: Log): void {
+  try {
+    checkStorage();
+  } catch (error) {
+    log('error', 'storage_unavailable', { message: 'no turn can be kept', cause: describeBug(toProblem(error).extras.cause) });
   }
 }
 

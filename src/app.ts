@@ -1,0 +1,141 @@
+import { randomBytes } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import type { AddressInfo } from 'node:net';
+import { availableParallelism } from 'node:os';
+import { createAuth, offerKey } from './auth.ts';
+import { createClaude, type Claude } from './claude.ts';
+import { claim, endMarked } from './cli/strays.ts';
+import type { Worker } from './cli/worker.ts';
+import type { Config } from './env.ts';
+import { findLogin, logLogin } from './host/login.ts';
+import { availableMemoryBytes, createStorageCheck, defaultCapacity, logStorage } from './host/storage.ts';
+import { createHealthMonitor } from './http/health.ts';
+import type { Log } from './log.ts';
+import { describeBug, errorCode } from './problem.ts';
+import { createHttpServer, listenProblem } from './server.ts';
+import { createShutdown } from './shutdown.ts';
+import { createChat } from './turns/chat.ts';
+import { Pool } from './turns/pool.ts';
+import { createRateLimit } from './turns/rate.ts';
+import { openSessions, type Sessions } from './turns/sessions.ts';
+
+// As long as the CLI itself keeps its transcripts.
+const sessionMaxAgeMs = 30 * 24 * 60 * 60 * 1000;
+
+/** A start that failed; the message is a sentence for the operator, without a stack. */
+export class StartError extends Error {
+  override name = 'StartError';
+}
+
+/** The whole server on one state folder. */
+export interface App {
+  /** Takes connections; gives the port. Throws StartError when it cannot. */
+  listen(): Promise<number>;
+  /** Lets running turns finish for `graceMs`, ends the rest, and resolves once no process and no connection is left. */
+  stop(graceMs: number): Promise<void>;
+  /** Ends every process of this server at once, a stop under way or not; connections are left as they are. */
+  quit(): Promise<void>;
+}
+
+/** What the app needs of the process it lives in. */
+interface Surroundings {
+  readonly log: Log;
+  /** Where a person reads along, if one does: a key made for this run is shown there and nowhere else. */
+  readonly terminal?: { write(text: string): unknown } | undefined;
+}
+
+/**
+ * The wiring of all rooms. Takes the state folder for itself and ends what an earlier server left running there.
+ * Throws StartError when the folder cannot be used or another server has it.
+ */
+export async function createApp(config: Config, { log, terminal }: Surroundings): Promise<App> {
+  const { sessions, claude } = await openStateFolder(config);
+  if (!(await claim(`claude-api.${claude.markerPrefix}`))) {
+    throw new StartError('another claude-api runs with this CLAUDE_STATE_DIR: stop it, or give this one another');
+  }
+  const leftovers = await endMarked(claude.markerPrefix);
+  if (leftovers > 0) log('warning', 'leftovers', { message: 'ended what an earlier server left running', processes: leftovers });
+
+  const pool = createPool(config, claude, sessions);
+  const closing = new AbortController();
+  const { turnTimeoutMs, maxBodyBytes, corsOrigins } = config;
+  const checkStorage = createStorageCheck(config.stateDir, config.childEnv);
+  const takeTurn = createRateLimit(config.rateLimitPerMinute);
+  let isStopping = false;
+  const monitor = createHealthMonitor(claude.probeVersion, () => isStopping, log);
+  const { onTurnEnd, health } = monitor;
+  const chat = createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTurn, closing: closing.signal, onTurnEnd, log });
+  const apiKey = config.apiKey ?? randomBytes(32).toString('hex');
+  const version = await readVersion();
+  const startedAt = performance.now();
+  const healthDetails = async (): Promise<Record<string, unknown>> => ({
+    version,
+    login: (await findLogin(config.childEnv)) ?? null,
+    uptime_seconds: Math.floor((performance.now() - startedAt) / 1000),
+    ...pool.counts(),
+    ...monitor.counts(),
+  });
+  const auth = createAuth(apiKey);
+  const server = createHttpServer({ auth, chat, health, healthDetails, maxBodyBytes, corsOrigins, log });
+  const shutdown = createShutdown({ pool, server, closing, endProcesses: () => endMarked(`${claude.markerPrefix}${process.pid}.`) });
+  const daily = setInterval(() => void sweepSessions(sessions, log), 24 * 60 * 60 * 1000).unref();
+
+  return {
+    async listen() {
+      await new Promise<void>((resolve, reject) => {
+        server.on('error', (error: NodeJS.ErrnoException) => reject(new StartError(listenProblem(error, config))));
+        server.listen(config.port, config.host, resolve);
+      });
+      const { port } = server.address() as AddressInfo;
+      log('info', 'listening', { host: config.host, port, version, capacity: pool.counts().capacity });
+      if (config.apiKey === undefined) offerKey(apiKey, port, log, terminal);
+      await logLogin(config.childEnv, log);
+      logStorage(checkStorage, log);
+      void monitor.watchCli();
+      void sweepSessions(sessions, log);
+      return port;
+    },
+    async stop(graceMs) {
+      isStopping = true;
+      clearInterval(daily);
+      await shutdown.drain(graceMs);
+    },
+    quit: shutdown.quit,
+  };
+}
+
+async function openStateFolder(config: Config): Promise<{ sessions: Sessions; claude: Claude }> {
+  try {
+    const [sessions, claude] = await Promise.all([openSessions(config.stateDir), createClaude(config)]);
+    return { sessions, claude };
+  } catch (error) {
+    throw new StartError(`CLAUDE_STATE_DIR cannot be used (${errorCode(error)}): the user the server runs as must be able to write there`);
+  }
+}
+
+function createPool(config: Config, claude: Claude, sessions: Sessions): Pool<Worker> {
+  return new Pool<Worker>({
+    start: async (userId, sessionId) => {
+      if (sessionId === undefined) return claude.start(userId);
+      return claude.start(userId, { sessionId, totalCostUsd: (await sessions.find(sessionId))?.totalCostUsd ?? 0 });
+    },
+    capacity: config.maxWorkers ?? defaultCapacity(availableMemoryBytes()),
+    queueLimit: config.queueLimit,
+    queueTimeoutMs: config.queueTimeoutMs,
+    warmMs: config.warmMs,
+    maxStarts: 2 * availableParallelism(),
+  });
+}
+
+async function sweepSessions(sessions: Sessions, log: Log): Promise<void> {
+  await sessions.sweep(sessionMaxAgeMs).catch((error: unknown) => {
+    const message = 'old session records could not be removed: is CLAUDE_STATE_DIR there and writable?';
+    log('error', 'sweep_failed', { message, cause: describeBug(error) });
+  });
+}
+
+async function readVersion(): Promise<string> {
+  const text = await readFile(new URL('../package.json', import.meta.url), 'utf8');
+  const value: unknown = JSON.parse(text);
+  return typeof value === 'object' && value !== null && 'version' in value ? String(value.version) : '';
+}
