@@ -9,15 +9,43 @@ umask 022
 source_url="${CLAUDE_API_SOURCE:-}"
 # The Claude CLI the tests run on; --claude asks for another. A newer one that is in use stays.
 claude_version=2.1.330
-claude_program=node_modules/@anthropic-ai/claude-code/bin/claude.exe
-# Taken from npm where the machine has no Node 20 or newer.
+# Taken from npm where the machine has no Node 20.3 or newer.
 node_major=24
 
 unit=/etc/systemd/system/claude-api.service
 state=/var/lib/claude-api
-sources=(install.sh claude-api.service package.json package-lock.json .npmrc tsconfig.json tsconfig.build.json src docs README.md CHANGELOG.md LICENSE .env.example)
+sources=(install.sh claude-api.service package.json package-lock.json .npmrc tsconfig.json tsconfig.build.json src README.md CHANGELOG.md LICENSE .env.example)
+node_arch="$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')"
+claude_program=node_modules/@anthropic-ai/claude-code/bin/claude.exe
 # In the comment field of the user, by which --purge knows that this script made it.
 user_comment='claude-api service'
+
+# What the options say
+action=install    # or uninstall, purge
+dry_run=false     # say what would be done, and do nothing
+copy_login=false  # give the server the Claude login of root or of the user who runs sudo
+user=''           # whom the server runs as; find_user fills it in
+port=''           # of a new .env
+asked_claude=''   # the version of the CLI, or latest
+
+# What is found, each by the function named
+scratch=''        # main: a temporary folder, gone at the end
+changed=false     # step: whether something was done
+installed_user='' # find_user: of the unit that is there
+group=''          # find_user: the user's
+home=''           # find_user: the user's
+app=''            # find_user: the folder of code and .env
+own_node=''       # find_user: where the Node from npm is, if it is there
+own_npm=''        # find_user: and its npm
+before=''         # find_user: the release that ran until now
+source_dir=''     # find_source: this version's code
+login=''          # find_login: a credentials file that --copy-login can copy
+problems=()       # check: what keeps us from starting, a sentence each
+node=''           # find_node: the Node that the service runs on
+claude=''         # choose_claude: the CLI that the service runs
+release=''        # build_release: a folder with this code, built, named by what is in it
+url=''            # await_health: where the server answers
+login_found=''    # await_health: the login that it found, or none
 
 usage() {
   cat <<END
@@ -72,7 +100,6 @@ main() {
   exec </dev/null
   export PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" LC_ALL=C
   unset NODE_OPTIONS CDPATH
-  action=install user='' port='' dry_run=false copy_login=false asked_claude='' changed=false
   parse_options "$@"
   if [ "$(id -u)" -ne 0 ]; then die "must run as root, and changed nothing; try: sudo ./install.sh"; fi
   exec 9>/run/claude-api-install.lock || die 'cannot write /run'
@@ -86,28 +113,14 @@ main() {
 }
 
 parse_options() {
-  local option value
   while [ $# -gt 0 ]; do
-    option="$1"
-    shift
-    case "$option" in
-      --user | --port | --claude)
-        [ $# -gt 0 ] || misuse "$option needs a value"
-        value="$1"
-        shift
-        ;;
-      --*=*)
-        value="${option#*=}"
-        [ -n "$value" ] || misuse "${option%=} needs a value"
-        option="${option%%=*}"
-        ;;
-      *) value='' ;;
-    esac
-    case "$option" in
-      --user) user="$value" ;;
-      --port) port="$value" ;;
-      --claude) asked_claude="$value" ;;
-      --copy-login | --dry-run | --uninstall | --purge | --help) [ -z "$value" ] || misuse "$option takes no value" ;;&
+    if [[ "$1" == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
+    case "$1" in
+      --user | --port | --claude) [ -n "${2:-}" ] || misuse "$1 needs a value" ;;&
+      --user) user="$2" ;;&
+      --port) port="$2" ;;&
+      --claude) asked_claude="$2" ;;&
+      --user | --port | --claude) shift ;;
       --copy-login) copy_login=true ;;
       --dry-run) dry_run=true ;;
       --uninstall) [ "$action" = purge ] || action=uninstall ;;
@@ -116,12 +129,13 @@ parse_options() {
         usage
         exit 0
         ;;
-      *) misuse "unknown option $option" ;;
+      *) misuse "unknown option $1" ;;
     esac
+    shift
   done
-  [[ -z "$port" || ("$port" =~ ^[1-9][0-9]{3,4}$ && "$port" -ge 1024 && "$port" -le 65535) ]] || misuse '--port: expected 1024 to 65535'
-  [[ -z "$user" || "$user" =~ ^[a-z_][a-z0-9_-]{0,31}$ ]] || misuse '--user: expected a name such as claude'
-  [[ -z "$asked_claude" || "$asked_claude" =~ ^(latest|stable|[0-9]+\.[0-9]+\.[0-9]+)$ ]] || misuse '--claude: expected a version such as 2.1.330, or latest'
+  [[ "$port" =~ ^([1-9][0-9]{3,4})?$ && "${port:-8001}" -ge 1024 && "${port:-8001}" -le 65535 ]] || misuse '--port: expected 1024 to 65535'
+  [[ "$user" =~ ^([a-z_][a-z0-9_-]{0,31})?$ ]] || misuse '--user: expected a name such as claude'
+  [[ "$asked_claude" =~ ^(latest|stable|[0-9]+\.[0-9]+\.[0-9]+)?$ ]] || misuse '--claude: expected a version such as 2.1.330, or latest'
 }
 
 # After a failure or an interruption the version of before runs again, and what stays is said.
@@ -142,11 +156,10 @@ clean_up() {
   exit "$status"
 }
 
-# Sets user, group, home and app: of the option, else of the installed service, else claude. Code that root runs must not
-# lie in a home that is its user's own; the home of a user that this script made is root's.
+# The user of the option, else of the installed service, else claude. Code that root runs must not lie in a home that is
+# its user's own; the home of a user that this script made is root's.
 find_user() {
   local entry
-  installed_user=''
   if is_our_unit; then installed_user="$(sed -n 's/^User=//p' "$unit")"; fi
   user="${user:-${installed_user:-claude}}"
   entry="$(getent passwd "$user")" || true
@@ -154,7 +167,7 @@ find_user() {
   home="$(readlink -m "${home:-/home/$user}")"
   group="$(id -gn "$user" 2>/dev/null)" || group="$user"
   if user_exists && ! is_our_user; then app=/opt/claude-api; else app="$home/claude-api"; fi
-  own_node="$app/node/node_modules/node-linux-$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')/bin/node"
+  own_node="$app/node/node_modules/node-linux-$node_arch/bin/node"
   own_npm="$app/node/node_modules/npm/bin/npm-cli.js"
   before="$(readlink "$app/previous" || readlink "$app/current")" || true
 }
@@ -166,8 +179,7 @@ strangers() {
   if [ -L "$app" ] || { [ -e "$app" ] && [ "$(stat -c %u "$app")" -ne 0 ]; }; then
     echo "$app"
   elif [ -d "$app" ]; then
-    find "$app" -mindepth 1 -maxdepth 1 ! -name .env ! -name '.env.new' ! -name releases ! -name cli ! -name node ! -name node.new \
-      ! \( -type l \( -name current -o -name current.new -o -name previous \) \)
+    find "$app" -mindepth 1 -maxdepth 1 -regextype egrep ! -regex '.*/(\.env|releases|cli|node|current|previous)(\.new)?'
   fi
 }
 is_our_unit() { head -n 1 "$unit" 2>/dev/null | grep -q 'install\.sh'; }
@@ -180,16 +192,16 @@ install_service() {
   find_login
   check
   make_user
-  make_folder
   find_node
   install_claude
   build_release
   make_env
+  check_settings
   copy_login
   switch_over
 }
 
-# Sets source_dir: the folder this script lies in, else a download of source_url.
+# The folder this script lies in, else a download of source_url
 find_source() {
   source_dir="$(cd "$(dirname "${BASH_SOURCE[0]:-}")" 2>/dev/null && pwd -P)" || source_dir=''
   [ -f "${BASH_SOURCE[0]:-}" ] && [ -f "$source_dir/src/main.ts" ] && return
@@ -205,24 +217,19 @@ download() {
   tar -xzf "$scratch/source.tar.gz" --no-same-owner --strip-components=1 -C "$source_dir"
 }
 
-# Sets login: a credentials file that could be copied to the service user, or nothing.
 find_login() {
-  local name folder
-  login=''
-  for name in "${SUDO_USER:-}" root; do
-    if [ -z "$name" ] || [ "$name" = "$user" ]; then continue; fi
-    folder="$(getent passwd "$name" | cut -d: -f6)" || continue
-    if [ -z "$login" ] && [ -f "$folder/.claude/.credentials.json" ]; then login="$folder/.claude/.credentials.json"; fi
+  local name file
+  for name in root "${SUDO_USER:-root}"; do
+    file="$(getent passwd "$name" | cut -d: -f6)/.claude/.credentials.json" || continue
+    if [ "$name" != "$user" ] && [ -f "$file" ]; then login="$file"; fi
   done
 }
 
 # Looks at everything that could stop us, changes nothing, and says all of it at once.
 check() {
-  problems=()
   check_machine
   check_user
   check_place
-  check_env
   check_disk
   if $copy_login && [ -z "$login" ]; then problems+=('--copy-login: neither root nor the user who runs sudo has a Claude login'); fi
   [ ${#problems[@]} -eq 0 ] && return
@@ -231,11 +238,7 @@ check() {
 }
 
 check_machine() {
-  case "$(uname -s)-$(uname -m)" in
-    Linux-x86_64) node_arch=x64 ;;
-    Linux-aarch64) node_arch=arm64 ;;
-    *) problems+=("this is $(uname -s) on $(uname -m): expected Linux on x86_64 or aarch64") ;;
-  esac
+  [[ "$(uname -s)-$node_arch" =~ ^Linux-(x64|arm64)$ ]] || problems+=("this is $(uname -s) on $(uname -m): expected Linux on x86_64 or aarch64")
   [ -d /run/systemd/system ] || problems+=('systemd does not run here; in a container use the Dockerfile')
   local tool missing=()
   for tool in systemctl journalctl useradd runuser sha256sum tar; do command -v "$tool" >/dev/null || missing+=("$tool"); done
@@ -266,6 +269,11 @@ check_place() {
   if [ -n "$(strangers)" ]; then
     problems+=("$app is where the server goes, and is or holds something else: move it away first")
   fi
+  if [ ! -f "$app/.env" ] && [ ! -f "$source_dir/.env" ]; then
+    if is_taken "${port:-8001}"; then problems+=("port ${port:-8001} is taken by another program: stop that, or choose another port"); fi
+  elif [ -f "$app/.env" ] && [ -f "$source_dir/.env" ] && ! cmp -s "$app/.env" "$source_dir/.env"; then
+    warn "$source_dir/.env does not count: $app/.env is there already"
+  fi
 }
 
 # Only the CLI is large: its package and what npm keeps of it meanwhile.
@@ -277,39 +285,9 @@ check_disk() {
   [ "$free_kb" -ge 1500000 ] || problems+=("$((free_kb / 1024)) MB of disk are free below $home: at least 1500 MB are needed")
 }
 
-check_env() {
-  local configured env_file
-  env_file="$(existing_env)"
-  if [ -n "$env_file" ] && ! grep -qE '^[[:space:]]*(export[[:space:]]+)?CLAUDE_API_KEY[[:space:]]*=[[:space:]]*[^[:space:]#]' "$env_file"; then
-    problems+=("$env_file has no CLAUDE_API_KEY: add the line CLAUDE_API_KEY=$(new_key)")
-  fi
-  configured="$(sed -n "s/^[[:space:]]*\(export[[:space:]]\+\)\?PORT[[:space:]]*=[[:space:]]*[\"']\?\([0-9]\+\).*/\2/p" "${env_file:-/dev/null}" | tail -n 1)"
-  if [ -n "$env_file" ] && [ -n "$port" ] && [ "$port" != "${configured:-8001}" ]; then
-    problems+=("--port counts for a new .env only: set PORT=$port in $env_file")
-  fi
-  if [ "$env_file" = "$app/.env" ] && [ -f "$source_dir/.env" ] && ! cmp -s "$app/.env" "$source_dir/.env"; then
-    warn "$source_dir/.env does not count: $app/.env is there already"
-  fi
-  port="${configured:-${port:-8001}}"
-  systemctl is-active --quiet claude-api 2>/dev/null && return
-  if is_taken "$port"; then problems+=("port $port is taken by another program: stop that, or choose another port"); fi
-}
-
-# The .env that is there already: of an earlier run, else the one beside this script
-existing_env() {
-  local path
-  for path in "$app/.env" "$source_dir/.env"; do
-    if [ -f "$path" ]; then
-      echo "$path"
-      return
-    fi
-  done
-}
-
-new_key() { od -An -N32 -v -tx1 /dev/urandom | tr -d ' \n'; }
-
-# is_taken PORT: whether anything listens there, by the kernel's table
+# is_taken PORT: whether another program listens there, by the kernel's table
 is_taken() {
+  if systemctl is-active --quiet claude-api 2>/dev/null; then return 1; fi
   { cat /proc/net/tcp /proc/net/tcp6 2>/dev/null || true; } |
     awk -v port="$(printf ':%04X' "$1")" '$4 == "0A" && substr($2, length($2) - 4) == port { found = 1 } END { exit !found }'
 }
@@ -321,22 +299,15 @@ make_user() {
     quietly useradd useradd --system --user-group --create-home --home-dir "$home" --shell /usr/sbin/nologin --comment "$user_comment" "$user"
     group="$user"
   fi
-  if is_our_user && [ "$(stat -c '%a %U:%G' "$home")" != "1770 root:$group" ]; then
+  if $dry_run; then return; fi
+  if is_our_user; then
     chown "root:$group" "$home"
     chmod 1770 "$home"
   fi
-}
-
-make_folder() {
-  if $dry_run; then return; fi
   [ -d "$app" ] || install -d -m 0755 "$app"
-  if [ -f "$app/.env" ] && [ "$(stat -c '%a %U:%G' "$app/.env")" != "640 root:$group" ]; then
-    chown "root:$group" "$app/.env"
-    chmod 0640 "$app/.env"
-  fi
 }
 
-# Sets node, which the service user can run, and sees to npm.
+# A Node that the service user can run, and npm
 find_node() {
   if ! command -v npm >/dev/null && [ ! -f "$own_npm" ]; then
     step "installing npm and Node.js from the distribution (this takes a minute)" || { node=node; return; }
@@ -356,10 +327,6 @@ find_node() {
   node="$(usable_node)" || die 'the Node.js from npm does not run here'
 }
 
-# shellcheck disable=SC2016
-is_at_least='const [at, least] = [process.versions.node, process.argv[1]].map((version) => version.split(".").map(Number));
-  process.exit(at[0] > least[0] || (at[0] === least[0] && at[1] >= least[1]) ? 0 : 1)'
-
 # A Node of version 20.3 or newer outside of the homes, which the sandbox hides: the machine's, else ours of an earlier run.
 usable_node() {
   local path least
@@ -367,10 +334,10 @@ usable_node() {
     path="$(readlink -f "$path")" || continue
     least=20.3
     case "$path" in "$app"/*) least="$node_major.0" ;; /root/* | /home/* | /tmp/* | /run/*) continue ;; esac
-    [ -x "$path" ] || continue
-    "$path" -e "$is_at_least" "$least" 2>/dev/null || continue
-    echo "$path"
-    return
+    if printf '%s\n' "v$least" "$("$path" --version 2>/dev/null)" | sort -VC; then
+      echo "$path"
+      return
+    fi
   done
   return 1
 }
@@ -385,7 +352,7 @@ run_npm() {
 # npm_install FOLDER PACKAGE...
 npm_install() { quietly "npm install ${*:2}" run_npm install --prefix "$@"; }
 
-# Sets claude, the CLI that the release links to: the one asked for, else this script's or the one in use, if that is newer.
+# The one asked for, else this script's or the one in use, if that is newer
 choose_claude() {
   local used
   used="$(readlink "$app/current/bin/claude" 2>/dev/null | sed -n 's|.*/cli/\([^/]*\)/.*|\1|p')" || true
@@ -414,7 +381,7 @@ install_claude() {
 
 claude_answers() { as_user timeout 60 "$1" --version >"$scratch/claude" 2>&1 && grep -qE '^[0-9]+\.[0-9]+\.[0-9]+' "$scratch/claude"; }
 
-# Sets release: a folder with this code, built, and bin/ with the Node and the CLI it runs with; named by what is in it.
+# In its bin/ are links to the Node and the CLI it runs with, and its unit.
 build_release() {
   local version hash
   version="$(sed -n 's/^ *"version": "\([^"]*\)".*/\1/p' "$source_dir/package.json" | head -n 1)"
@@ -440,23 +407,46 @@ build_release() {
 }
 
 make_env() {
-  if [ -e "$app/.env" ]; then return; fi
-  if [ -f "$source_dir/.env" ]; then
-    step "copying .env to $app/.env" || return 0
-    install -m 0640 -o root -g "$group" "$source_dir/.env" "$app/.env"
-  else
-    step "making $app/.env with a new key" || return 0
-    install -m 0640 -o root -g "$group" /dev/null "$app/.env.new"
-    cat >"$app/.env.new" <<END
+  if [ ! -e "$app/.env" ]; then
+    if [ -f "$source_dir/.env" ]; then
+      step "copying .env to $app/.env" || return 0
+      install -m 0600 "$source_dir/.env" "$app/.env.new"
+    else
+      step "making $app/.env with a new key" || return 0
+      install -m 0600 /dev/stdin "$app/.env.new" <<END
 # The settings of claude-api. install.sh made this file and never changes it; README.md lists what may stand here.
 # After a change: systemctl restart claude-api
-CLAUDE_API_KEY=$(new_key)
-PORT=$port
+CLAUDE_API_KEY=$(od -An -N32 -v -tx1 /dev/urandom | tr -d ' \n')
+PORT=${port:-8001}
 # ANTHROPIC_API_KEY=
 # CLAUDE_CODE_OAUTH_TOKEN=
 END
+    fi
     mv "$app/.env.new" "$app/.env"
   fi
+  if $dry_run; then return; fi
+  chown "root:$group" "$app/.env"
+  chmod 0640 "$app/.env"
+}
+
+# Before anything takes effect, by the new version's own rules
+check_settings() {
+  local settings at_port
+  if $dry_run; then return; fi
+  settings="$(ask settings)" || die "the server would not start with $app/.env: $(cat "$scratch/asked")"
+  at_port="${settings##* }"
+  [ "${port:-$at_port}" = "$at_port" ] || die "--port counts for a new .env only: set PORT=$port in $app/.env"
+  if is_taken "$at_port"; then die "port $at_port is taken by another program: stop that, or set another PORT in $app/.env"; fi
+}
+
+# ask settings|health: what src/ask.ts of the new version says, or of the one in use while there is no new one. It runs as
+# the service user, and stdin tells it what "systemctl edit" added to the environment of the service.
+ask() {
+  local from="$release" environ
+  if [ ! -d "$from" ]; then from="$app/current"; fi
+  environ="/proc/$(systemctl show -p MainPID --value claude-api)/environ"
+  if [ ! -e "$environ" ]; then environ=/dev/null; fi
+  (cd "$app" && as_user timeout 10 "$from/bin/node" "$from/dist/ask.js" "$1" - <"$environ" 2>"$scratch/asked")
 }
 
 copy_login() {
@@ -524,40 +514,19 @@ show_journal() {
   journalctl -u claude-api -n 20 --no-pager -o cat >&2 || true
 }
 
-# True once the server answers with its key and has found a CLI that runs; sets url and login_found. The key is read by
-# Node itself, as the service user, and stands in no command line.
+# True once the server answers with its key and has found a CLI that runs
 await_health() {
   local deadline=$((SECONDS + 30)) answer
   while [ "$SECONDS" -lt "$deadline" ]; do
-    # What "systemctl edit" added wins over .env, as in the server.
-    if answer="$(cd "$app" && as_user UNIT_ENV="$(systemctl show -p Environment --value claude-api)" timeout 10 current/bin/node --input-type=module -e "$ask_health" 2>/dev/null)"; then
+    if answer="$(ask health)"; then
       read -r url login_found <<<"$answer"
-      return 0
+      return
     fi
     if systemctl is-failed --quiet claude-api || [ "$(systemctl show -p NRestarts --value claude-api)" -ge 3 ]; then return 1; fi
     sleep 0.5
   done
   return 1
 }
-
-# shellcheck disable=SC2016
-ask_health='
-  import { readFileSync } from "node:fs";
-  import { get } from "node:http";
-  const { parseEnv } = await import(process.cwd() + "/current/dist/host/dotenv.js");
-  const file = parseEnv(readFileSync(".env", "utf8")).values;
-  const setting = (name) => new RegExp(`(?:^|[ "])${name}=([^ "]*)`).exec(process.env.UNIT_ENV)?.[1] || file.get(name);
-  const host = { "0.0.0.0": "127.0.0.1", "::": "::1" }[setting("HOST") || "0.0.0.0"] ?? setting("HOST");
-  const port = setting("PORT") || 8001;
-  const headers = { Authorization: `Bearer ${setting("CLAUDE_API_KEY")}` };
-  get({ host, port, path: "/health", headers, timeout: 3000 }, async (response) => {
-    let text = "";
-    for await (const part of response) text += part;
-    const { claude_version: version, login } = JSON.parse(text);
-    if (response.statusCode !== 200 || !version) process.exit(1);
-    console.log(`http://${host.includes(":") ? `[${host}]` : host}:${port}`, login ?? "none");
-  });
-'
 
 # Keeps what "current" uses. Each is renamed first: half of one must not pass for a whole one.
 remove_old() {

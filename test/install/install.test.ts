@@ -171,11 +171,29 @@ onMachine('what goes wrong at each step of a first run is said, with what remain
     assert.match(stderr, message);
   }
   await machine.must('rm /run/stub/npm-fails');
-  await machine.must(`echo CLAUDE_TOOLS='"open' > /root/copy/.env && echo CLAUDE_API_KEY=9f2c41d07be85a36c0d1e7f4a8b95263 >> /root/copy/.env`);
-  const wrong = await machine.run(install);
-  assert.equal(wrong.status, 1);
-  assert.match(wrong.stderr, /\.env line 1: expected a closing "[^]*the service is installed, but does not answer[^]*What the lines above say was done before stays so/);
-  await machine.must(`sed -i 1d ${app}/.env && ${install}`);
+  await machine.must('echo "process.exit(1);" > /root/copy/src/main.ts');
+  const silent = await machine.run(install);
+  assert.match(silent.stderr, /the service is installed, but does not answer[^]*What the lines above say was done before stays so/);
+  await machine.must(`cp /checkout/src/main.ts /root/copy/src/ && ${install}`);
+});
+
+onMachine('a .env that the server would not start with is refused before anything takes effect', async (machine) => {
+  await machine.must(`echo PORT=80a > /root/copy/.env`);
+  const noKey = await machine.run(install);
+  assert.deepEqual([noKey.status, /the server would not start with \S+\.env: PORT: expected a whole number/.test(noKey.stderr)], [1, true], noKey.stderr);
+  await machine.must(`echo PORT=9100 > ${app}/.env`);
+  assert.match((await machine.run(install)).stderr, /CLAUDE_API_KEY: missing; add the line CLAUDE_API_KEY=[0-9a-f]{64}\n/);
+  assert.equal(await machine.must('grep -c ^restart /run/stub/calls || true'), '0');
+  await machine.must(`(node -e 'require("net").createServer().listen(9100)' & echo $! > /run/stub/other) >/dev/null 2>&1; sleep 0.5; echo CLAUDE_API_KEY=9f2c41d07be85a36c0d1e7f4a8b95263 >> ${app}/.env`);
+  assert.match((await machine.run(install)).stderr, /port 9100 is taken by another program: stop that, or set another PORT in/);
+  await machine.must(`kill $(cat /run/stub/other) && ${install}`);
+
+  const [pid, release] = [await machine.must('cat /run/stub/pid'), await machine.must(`readlink ${app}/current`)];
+  await machine.must(`echo CLAUDE_TOOLS='"open' >> ${app}/.env && echo '// new' >> /root/copy/src/main.ts`);
+  const update = await machine.run(install);
+  assert.match(update.stderr, /\.env line 3: expected a closing "[^]*The service runs as before/);
+  assert.deepEqual([await machine.must('cat /run/stub/pid'), await machine.must(`readlink ${app}/current`)], [pid, release]);
+  await machine.must(`sed -i '$d' ${app}/.env && ${install}`);
   assert.equal(await machine.must(readKey), '9f2c41d07be85a36c0d1e7f4a8b95263');
 });
 
@@ -221,7 +239,7 @@ onMachine('all that is wrong with a machine is said at once, and nothing is chan
     ['a user with a slash', `${install} --user ../root`, 2, /--user: expected/],
     ['root', `${install} --user root`, 1, /must not run as root/],
     ['a version that is none', `${install} --claude '$(id)'`, 2, /--claude: expected/],
-    ['a value where none belongs', `${install} --purge=yes`, 2, /takes no value/],
+    ['a value where none belongs', `${install} --purge=yes`, 2, /unknown option yes/],
     ['no login to copy', `${install} --copy-login`, 1, /--copy-login: neither root/],
     ['not root', 'chmod 755 /root; cd /root/copy && setpriv --reuid 65534 --clear-groups bash ./install.sh', 1, /must run as root, and changed nothing; try: sudo/],
     ['another shell', 'cd /root/copy && sh ./install.sh', 2, /needs bash/],
@@ -265,7 +283,6 @@ onMachine('a folder with blanks, another port, and a .env of the operator', asyn
   await machine.must(`${install} --purge && mkdir -p /opt/claude-api/.git && useradd -d /home/claude -m claude && echo PORT=9000 > /root/copy/.env`);
   const refused = await machine.run(install);
   assert.equal(refused.status, 1);
-  assert.match(refused.stderr, /\.env has no CLAUDE_API_KEY: add the line CLAUDE_API_KEY=[0-9a-f]{64}\n/);
   assert.match(refused.stderr, /\/opt\/claude-api is where the server goes, and is or holds something else/);
 });
 
@@ -324,8 +341,9 @@ onMachine('"curl … | sudo bash" takes the code from the address, also where th
   assert.deepEqual([nowhere.status, /set CLAUDE_API_SOURCE/.test(nowhere.stderr)], [1, true]);
   const gone = await machine.run('cd / && cat /tmp/install.sh | bash', { CLAUDE_API_SOURCE: 'file:///tmp/other.tar.gz' });
   assert.deepEqual([gone.status, /the download failed\nNothing was changed/.test(gone.stderr)], [1, true]);
-  // A Node of somebody's home is hidden from the service, and so does not count.
+  // A Node of somebody's home is hidden from the service, and so does not count; nor does one that is too old.
   await machine.must('cp -L /usr/local/bin/node /root/node && umount /usr/local/bin/node && rm -f /usr/local/bin/node /usr/bin/node && ln -s /root/node /usr/local/bin/node');
+  await machine.must("printf '#!/bin/sh\\necho v9.11.2\\n' > /usr/bin/node && chmod 755 /usr/bin/node");
   const said = await machine.must('cd / && cat /tmp/install.sh | bash -s -- --port 9000', { CLAUDE_API_SOURCE: 'file:///tmp/source.tar.gz' });
   assert.match(said, /installing Node\.js \d+ into \/home\/claude\/claude-api\/node\n/);
   assert.match(said, /answers at http:\/\/127\.0\.0\.1:9000/);
