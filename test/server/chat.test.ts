@@ -3,6 +3,7 @@ import { chmod, copyFile, mkdir, readFile, realpath, rm, stat, utimes, writeFile
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { openConnection, requestBytes } from '../http-client.ts';
+import { needs } from '../needs.ts';
 import { apiKey, fakeClaude, makeHome, noneLeft, processesOf, startServer, until, type Reply, type RunningServer } from '../running-server.ts';
 
 const turnCostUsd = 0.25;
@@ -293,7 +294,7 @@ test('a caller who hangs up interrupts the turn, and the session goes on', async
   assertAnswer(await server.chat({ prompt: 'on', session_id: idOf(first) }), 'you said: on');
 });
 
-test('a server killed in mid-turn takes its CLI with it, and the dialogue goes on after the restart', async (t) => {
+test('a server killed in mid-turn takes its CLI with it, and the dialogue goes on after the restart', { skip: needs(['setpriv'], 'ends the CLI of a killed server') }, async (t) => {
   const home = await makeHome(t);
   const before = await startServer(t, {}, home);
   const first = await before.chat({ prompt: 'hello' });
