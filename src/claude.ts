@@ -4,8 +4,9 @@ import { access, constants, mkdir, realpath, stat } from 'node:fs/promises';
 import { delimiter, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import type { Config } from './env.ts';
-import { claudeNotFound, storageUnavailable } from './cli/outcome.ts';
+import { claudeNotFound } from './cli/outcome.ts';
 import { endMarked, markerName } from './cli/strays.ts';
+import { storageUnavailable } from './host/storage.ts';
 import { errorCode } from './problem.ts';
 import { Worker, type Launch } from './cli/worker.ts';
 

@@ -1,5 +1,6 @@
 import { howToLogIn } from '../host/login.ts';
-import { errorCode, Problem } from '../problem.ts';
+import { noRoom } from '../host/memory.ts';
+import { Problem } from '../problem.ts';
 import type { CliResult } from './protocol.ts';
 
 /** How a process ended: with a code, by a signal, or never begun. */
@@ -110,29 +111,4 @@ export function claudeNotFound(): Problem {
     'claude_not_found',
     'The Claude CLI cannot be run: install it with "npm install -g @anthropic-ai/claude-code", or set CLAUDE_BINARY_PATH to where it is.',
   );
-}
-
-/** The problem of a file or folder that cannot be used. The cause, for the log, says what to do; no path is in it. */
-export function storageUnavailable(error: unknown, setting = 'CLAUDE_STATE_DIR'): Problem {
-  const code = errorCode(error);
-  if (code === 'EMFILE' || code === 'ENFILE') return noRoom();
-  const remedy = code === undefined ? (error as Error).message : `${remedies[code] ?? 'look after its disk'} (${code})`;
-  return new Problem('storage_unavailable', 'The server cannot store dialogues at the moment, as its log says; try again later.', {
-    retryAfterSeconds: 10,
-    cause: new Error(`${setting}: ${remedy}`),
-  });
-}
-
-const remedies: Readonly<Record<string, string>> = {
-  EACCES: 'let the user the server runs as write there',
-  EPERM: 'let the user the server runs as write there',
-  EROFS: 'its disk is mounted read-only',
-  ENOENT: 'the folder is gone: put it back, or restart the server to begin with an empty one',
-  ENOSPC: 'its disk is full: make room',
-  EDQUOT: 'its disk quota is used up: make room',
-};
-
-/** The problem of a machine that has no process, descriptor or memory left to start a CLI. */
-export function noRoom(): Problem {
-  return new Problem('busy', 'The machine has no room to start the Claude CLI at the moment; try again.', { retryAfterSeconds: 5 });
 }

@@ -1,6 +1,5 @@
 import { readFileSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
-import { createServer } from 'node:net';
 import { setImmediate as nextTick } from 'node:timers/promises';
 
 /**
@@ -8,19 +7,6 @@ import { setImmediate as nextTick } from 'node:timers/promises';
  * their own and so escape a kill of the process group (measured). Deliberately not a name other programs use.
  */
 export const markerName = 'CLAUDEAPI_WORKER';
-
-/**
- * Claims a name on this machine until the process ends, however it ends: an abstract socket (unix(7)) is gone with its
- * owner, so no stale lock is ever left. Gives false when another process has it.
- */
-export function claim(name: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const holder = createServer();
-    holder.on('error', () => resolve(false));
-    holder.listen(`\0${name}`, () => resolve(true));
-    holder.unref();
-  });
-}
 
 /**
  * Ends every process whose marker variable begins with `prefix`, and gives how many there were. Looks again until none

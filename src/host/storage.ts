@@ -1,9 +1,8 @@
 import { accessSync, constants, existsSync, statfsSync } from 'node:fs';
-import { totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
-import { storageUnavailable } from '../cli/outcome.ts';
 import type { Log } from '../log.ts';
-import { describeBug, toProblem } from '../problem.ts';
+import { describeBug, errorCode, Problem, toProblem } from '../problem.ts';
+import { noRoom } from './memory.ts';
 
 // As much as a long turn may add to a dialogue: with less no turn begins.
 const leastFreeBytes = 16 * 1024 * 1024;
@@ -57,13 +56,22 @@ export function logStorage(checkStorage: () => void, log: Log): void {
   }
 }
 
-/** The memory this process may use, in bytes: the container's or service's limit where there is one. */
-export function availableMemoryBytes(): number {
-  const limit = process.constrainedMemory();
-  return limit === undefined || limit === 0 ? totalmem() : Math.min(limit, totalmem());
+/** The problem of a file or folder that cannot be used. The cause, for the log, says what to do; no path is in it. */
+export function storageUnavailable(error: unknown, setting = 'CLAUDE_STATE_DIR'): Problem {
+  const code = errorCode(error);
+  if (code === 'EMFILE' || code === 'ENFILE') return noRoom();
+  const remedy = code === undefined ? (error as Error).message : `${remedies[code] ?? 'look after its disk'} (${code})`;
+  return new Problem('storage_unavailable', 'The server cannot store dialogues at the moment, as its log says; try again later.', {
+    retryAfterSeconds: 10,
+    cause: new Error(`${setting}: ${remedy}`),
+  });
 }
 
-/** How many CLI processes this much memory carries: one per 400 MB after the first 256 MB, at least one. */
-export function defaultCapacity(memoryBytes: number): number {
-  return Math.max(1, Math.floor((memoryBytes / 1024 / 1024 - 256) / 400));
-}
+const remedies: Readonly<Record<string, string>> = {
+  EACCES: 'let the user the server runs as write there',
+  EPERM: 'let the user the server runs as write there',
+  EROFS: 'its disk is mounted read-only',
+  ENOENT: 'the folder is gone: put it back, or restart the server to begin with an empty one',
+  ENOSPC: 'its disk is full: make room',
+  EDQUOT: 'its disk quota is used up: make room',
+};

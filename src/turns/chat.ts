@@ -1,5 +1,6 @@
 import type { TurnEnd, TurnEvent } from '../cli/dialogue.ts';
-import { sessionNotFound, storageUnavailable } from '../cli/outcome.ts';
+import { sessionNotFound } from '../cli/outcome.ts';
+import { storageUnavailable } from '../host/storage.ts';
 import type { Log } from '../log.ts';
 import type { Lease, Pool } from './pool.ts';
 import { describeBug, Problem, toProblem, type ProblemCode } from '../problem.ts';

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { readFileSync, rmSync, statSync, utimesSync, type Stats } from 'node:fs';
 import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { storageUnavailable } from '../cli/outcome.ts';
+import { storageUnavailable } from '../host/storage.ts';
 import { errorCode } from '../problem.ts';
 
 /** What must outlive the server about one dialogue. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { setImmediate as tick } from 'node:timers/promises';
 import { test } from 'node:test';
-import { defaultCapacity } from '../../../src/host/storage.ts';
+import { defaultCapacity } from '../../../src/host/memory.ts';
 import { Pool, type Lease, type PoolOptions } from '../../../src/turns/pool.ts';
 import { Problem } from '../../../src/problem.ts';
 
