@@ -34,8 +34,8 @@ interface ChatOptions {
   readonly turnTimeoutMs: number;
   /** Throws Problem `storage_unavailable` when a turn could not be kept. */
   readonly checkStorage: () => void;
-  /** Counts a turn of this user; throws Problem `rate_limited` when it is one too many. */
-  readonly takeTurn: (userId: number) => void;
+  /** Counts a turn of this user until it is given back; throws Problem `rate_limited` when it is one too many. */
+  readonly takeTurn: (userId: number) => () => void;
   /** Aborts, with a Problem as its reason, when running turns must end because the server does. */
   readonly closing: AbortSignal;
   /** Hears of every turn asked for, once, when it is over: what it failed with, or undefined for an answer. */
@@ -73,8 +73,11 @@ export function createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTu
       throw error;
     }
     const record = await ownRecord(request);
-    takeTurn(request.userId);
-    const lease = await pool.acquire(request.userId, request.sessionId, signal);
+    const giveBack = takeTurn(request.userId);
+    const lease = await pool.acquire(request.userId, request.sessionId, signal).catch((error: unknown) => {
+      giveBack();
+      throw error;
+    });
     let end: TurnEnd | undefined;
     try {
       onEvent({ type: 'admitted', origin: lease.origin });

@@ -282,6 +282,20 @@ test('each user has its own limit of turns a minute', async (t: TestContext) => 
   assert.equal((await server.chat({ prompt: 'hello', user_id: 2 })).status, 200);
 });
 
+test('a turn that was busy does not count against the limit of its user', async (t) => {
+  const server = await startServer(t, { RATE_LIMIT_PER_MINUTE: '2', CLAUDE_MAX_CONCURRENT_REQUESTS: '1', CLAUDE_QUEUE_LIMIT: '0' });
+  const running = server.chat({ prompt: 'play hang', user_id: 2 }, { signal: AbortSignal.timeout(60_000) });
+  await until('the only slot to be taken', async () => ((await statusOf(server))['running'] === 1 ? true : undefined));
+  for (let turn = 0; turn < 3; turn += 1) assert.equal((await server.chat({ prompt: 'hello' })).body['code'], 'busy');
+  const [cli = 0] = (await server.leftovers()).filter((line) => line.includes('stream-json')).map((line) => Number.parseInt(line, 10));
+  process.kill(cli, 'SIGKILL');
+  assert.equal((await running).status, 502);
+  await until('the slot to be free', async () => ((await statusOf(server))['running'] === 0 ? true : undefined));
+  const statuses: number[] = [];
+  for (let turn = 0; turn < 3; turn += 1) statuses.push((await server.chat({ prompt: 'hello' })).status);
+  assert.deepEqual(statuses, [200, 200, 429]);
+});
+
 test('a warm process that died is replaced unnoticed', async (t) => {
   const server = await startServer(t);
   const first = await server.chat({ prompt: 'play pid' });
