@@ -1,0 +1,141 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import { LineSplitter } from '../../src/cli/ndjson.ts';
+import { initializeLine, userLine } from '../../src/cli/protocol.ts';
+import { anthropicKey, promptsOf, startMessagesApi, type Json } from '../messages-api.ts';
+import { makeHome, testWithRealClis, until } from '../running-server.ts';
+
+// What docs/cli-facts.md says of the CLI and no test of the whole server shows: the CLI alone, driven over its stdin.
+
+/** A CLI process and every line it printed. */
+class Cli {
+  readonly lines: Json[] = [];
+  readonly #child;
+  readonly #exited: Promise<unknown>;
+
+  constructor(binary: string, env: Env, ...args: readonly string[]) {
+    const always = ['-p', '--input-format=stream-json', '--output-format=stream-json', '--verbose', '--tools=Read', '--setting-sources='];
+    this.#child = spawn(binary, [...always, ...args], { cwd: '/', env, stdio: ['pipe', 'pipe', 'ignore'] });
+    this.#exited = once(this.#child, 'exit');
+    this.#child.stdin.on('error', () => {});
+    const splitter = new LineSplitter(1024 * 1024);
+    this.#child.stdout.on('data', (chunk: Buffer) => this.lines.push(...splitter.push(chunk).map((line) => JSON.parse(line) as Json)));
+  }
+
+  send(line: string): void {
+    this.#child.stdin.write(line);
+  }
+
+  /** Sends a prompt and waits for the `nth` result. */
+  async turn(prompt: string, nth = 1): Promise<Json> {
+    this.send(userLine(prompt));
+    return until('the result', () => this.lines.filter(({ type }) => type === 'result')[nth - 1], 20_000);
+  }
+
+  /** Ends it by the end of its stdin, or by a signal, and waits until it is gone. */
+  async end(signal?: 'SIGKILL'): Promise<void> {
+    if (signal === undefined) this.#child.stdin.end();
+    else this.#child.kill(signal);
+    await this.#exited;
+  }
+}
+
+type Env = Readonly<Record<string, string>>;
+
+/** What a test of the CLI alone needs; the processes it starts end with it. */
+async function setUp(t: TestContext, binary: string) {
+  const clis: Cli[] = [];
+  // Before the hook of the home, which looks for what is left.
+  t.after(() => Promise.all(clis.map((cli) => cli.end('SIGKILL'))));
+  const [api, home] = [await startMessagesApi(t), await makeHome(t)];
+  const base = {
+    PATH: process.env['PATH'] ?? '',
+    HOME: home,
+    ANTHROPIC_BASE_URL: api.url,
+    CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
+    CLAUDE_CODE_EAGER_FLUSH: '1',
+  };
+  const start = (env: Env = { ANTHROPIC_API_KEY: anthropicKey }, ...args: readonly string[]): Cli => {
+    const cli = new Cli(binary, { ...base, ...env }, ...args);
+    clis.push(cli);
+    return cli;
+  };
+  return { api, home, start };
+}
+
+testWithRealClis('the CLI by itself', async (t, binary) => {
+  await Promise.all([
+    t.test('prints nothing before its first message but the answer to initialize', async (t) => {
+      const { api, start } = await setUp(t, binary);
+      const cli = start();
+      cli.send(initializeLine);
+      await until('the answer to initialize', () => cli.lines[0], 20_000);
+      assert.deepEqual(cli.lines.map(({ type }) => type), ['control_response']);
+      assert.deepEqual(api.turns, []);
+    }),
+
+    t.test('begins each turn with an init line', async (t) => {
+      const { start } = await setUp(t, binary);
+      const cli = start();
+      await cli.turn('one');
+      await cli.turn('two', 2);
+      const outline = cli.lines.flatMap(({ type, subtype }) => (subtype === 'init' || type === 'result' ? [subtype] : []));
+      assert.deepEqual(outline, ['init', 'success', 'init', 'success']);
+    }),
+
+    t.test('has the turn on disk when its result is out', async (t) => {
+      const { api, start } = await setUp(t, binary);
+      const first = start();
+      const { session_id: id } = await first.turn('remember');
+      await first.end('SIGKILL');
+      await start(undefined, `--resume=${String(id)}`).turn('and now?');
+      assert.deepEqual(promptsOf(api.turns.at(-1) ?? assert.fail('nothing was asked')), ['remember', 'and now?']);
+    }),
+
+    t.test('answers where it can keep nothing, and not at all without room for temporary files', async (t) => {
+      const { start } = await setUp(t, binary);
+      const homeless = { ANTHROPIC_API_KEY: anthropicKey, HOME: '/dev/null/home' };
+      const { is_error: isError, session_id: id } = await start(homeless).turn('hello');
+      assert.equal(isError, false);
+      const resumed = await start(homeless, `--resume=${String(id)}`).turn('hello');
+      assert.match(JSON.stringify(resumed['errors']), /No conversation found/);
+      const mute = start({ ANTHROPIC_API_KEY: anthropicKey, CLAUDE_CODE_TMPDIR: '/dev/null/tmp' });
+      mute.send(userLine('hello'));
+      await mute.end();
+      assert.deepEqual(mute.lines, []);
+    }),
+
+    t.test('takes the first of its logins', async (t) => {
+      const { api, home, start } = await setUp(t, binary);
+      for (const [folder, token] of Object.entries({ '.claude': 'of-home', config: 'of-config', secure: 'of-secure' })) {
+        const login = { claudeAiOauth: { accessToken: token, refreshToken: 'x', expiresAt: 4102444800000, scopes: ['user:inference'] } };
+        await mkdir(join(home, folder), { recursive: true });
+        await writeFile(join(home, folder, '.credentials.json'), JSON.stringify(login));
+      }
+      const loginUsed = async (env: Env): Promise<unknown> => {
+        const cli = start(env);
+        await cli.turn('hello');
+        await cli.end();
+        const { 'x-api-key': key, authorization } = api.turns.at(-1)?.headers ?? {};
+        return [key, authorization];
+      };
+      const all = Object.entries({
+        ANTHROPIC_API_KEY: 'of-key',
+        ANTHROPIC_AUTH_TOKEN: 'of-token',
+        CLAUDE_CODE_OAUTH_TOKEN: 'of-oauth',
+        CLAUDE_SECURESTORAGE_CONFIG_DIR: join(home, 'secure'),
+        CLAUDE_CONFIG_DIR: join(home, 'config'),
+      });
+      const used: unknown[] = [];
+      for (let i = 0; i <= all.length; i += 1) used.push(await loginUsed(Object.fromEntries(all.slice(i))));
+      const tokens = ['of-token', 'of-oauth', 'of-secure', 'of-config', 'of-home'].map((token) => [undefined, `Bearer ${token}`]);
+      assert.deepEqual(used, [['of-key', 'Bearer of-token'], ...tokens]);
+      const empty = { ANTHROPIC_API_KEY: '', ANTHROPIC_AUTH_TOKEN: '', CLAUDE_CODE_OAUTH_TOKEN: '' };
+      assert.deepEqual(await loginUsed(empty), [undefined, 'Bearer of-home'], 'an empty variable is no login');
+    }),
+  ]);
+});
