@@ -91,3 +91,9 @@ test('a fact that the code cites is one of docs/cli-facts.md', async () => {
     for (const [, number = ''] of (await read(name)).matchAll(/\bfact (\d+)/g)) assert.ok(text.includes(`\n| ${number} |`), `${name}: fact ${number}`);
   }
 });
+
+test('docs/architecture.md names files that are there', async () => {
+  const named = Array.from((await read('docs/architecture.md')).matchAll(/(?<![\w/.-])(?:\w+\/)*[\w-]+\.ts\b/g), ([path]) => path);
+  assert.ok(named.length > 10);
+  assert.deepEqual(named.filter((path) => !existsSync(join(root, 'src', path)) && !existsSync(join(root, path))), []);
+});
