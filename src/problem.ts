@@ -11,10 +11,10 @@ const kinds = {
   body_too_large: [413, 'The body is too large'],
   unsupported_media_type: [415, 'The body must be JSON'],
   invalid_request: [422, 'The request has invalid fields'],
-  max_turns_reached: [422, 'Claude reached the limit of rounds'],
+  max_turns_reached: [422, 'Claude reached CLAUDE_MAX_TURNS'],
   prompt_too_long: [422, 'The prompt is too long'],
-  rate_limited: [429, 'Too many requests of this user'],
-  claude_rate_limited: [429, 'Anthropic limits this account'],
+  rate_limited: [429, 'Too many requests from this user'],
+  claude_rate_limited: [429, 'Anthropic is rate-limiting this account'],
   headers_too_large: [431, 'The request headers are too large'],
   internal_error: [500, 'The server failed'],
   claude_failed: [502, 'The Claude CLI failed'],
@@ -77,7 +77,7 @@ export function toProblem(error: unknown): Problem {
 
 /** The `application/problem+json` members of a problem (RFC 9457), ready for JSON. */
 export function problemBody(problem: Problem): Record<string, unknown> {
-  const { sessionId, costUsd, durationMs, errors } = problem.extras;
+  const { sessionId, costUsd, durationMs, errors, retryAfterSeconds } = problem.extras;
   return {
     type: `urn:claude-api:problem:${problem.code}`,
     title: kinds[problem.code][1],
@@ -88,6 +88,7 @@ export function problemBody(problem: Problem): Record<string, unknown> {
     ...(costUsd !== undefined && { cost: costUsd }),
     ...(durationMs !== undefined && { duration_ms: durationMs }),
     ...(errors !== undefined && { errors }),
+    ...(retryAfterSeconds !== undefined && { retry_after_seconds: retryAfterSeconds }),
   };
 }
 

@@ -24,11 +24,11 @@ export function problemOf(result: CliResult, trouble: ApiTrouble, nowSeconds: nu
   if (result.subtype === 'success') return apiProblem(result, trouble, nowSeconds);
   const [firstError = ''] = result.errors;
   if (result.subtype === 'error_max_turns') {
-    return new Problem('max_turns_reached', 'Claude used all the rounds allowed for one turn; send another prompt with this session_id to go on.');
+    return new Problem('max_turns_reached', 'Claude reached CLAUDE_MAX_TURNS; send another prompt with this session_id to go on.');
   }
   if (/^No conversation found|^--resume requires/.test(firstError)) return sessionNotFound();
   if (result.subtype === 'error_during_execution') {
-    return new Problem('claude_failed', 'The Claude CLI broke off the turn; try again with this session_id.');
+    return new Problem('claude_failed', 'The Claude CLI aborted the turn; try again with this session_id.');
   }
   return new Problem('claude_api_error', sentence(firstError) || 'The Claude CLI refused the turn.');
 }
@@ -50,7 +50,7 @@ function apiProblem(result: CliResult, trouble: ApiTrouble, nowSeconds: number):
     return new Problem('claude_overloaded', 'Anthropic is overloaded at the moment; try again in a while.', { retryAfterSeconds: 30 });
   }
   if (status === 429 || trouble.errorClass === 'rate_limit') {
-    return new Problem('claude_rate_limited', sentence(text) || 'Anthropic limits this account at the moment.', {
+    return new Problem('claude_rate_limited', sentence(text) || 'Anthropic is rate-limiting this account at the moment.', {
       retryAfterSeconds: retryAfterSeconds(trouble, nowSeconds),
     });
   }
@@ -81,7 +81,7 @@ export function lastWords(stderrTail: string): string | undefined {
 
 /** The problem of a turn given up on because Anthropic asks for a long wait. */
 export function claudeRateLimited(delayMs: number): Problem {
-  return new Problem('claude_rate_limited', 'Anthropic limits this account at the moment; try again when Retry-After says.', {
+  return new Problem('claude_rate_limited', 'Anthropic is rate-limiting this account; try again after retry_after_seconds.', {
     retryAfterSeconds: Math.ceil(delayMs / 1000),
   });
 }

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Verdict } from '../auth.ts';
+import { namedOver } from './accept.ts';
 import { discardBody, readChatRequest } from './body.ts';
 import type { Chat, ChatAnswer, ChatEvent, ChatRequest } from '../turns/chat.ts';
 import type { Health } from './health.ts';
@@ -58,8 +59,10 @@ async function route(exchange: Exchange, options: RouteOptions, heartbeatMs: num
 }
 
 async function sendHealth({ req, res }: Exchange, { auth, health, healthDetails }: RouteOptions): Promise<void> {
+  // Nobody needs a key here, but a wrong one is a mistake, or a guess.
+  if (req.headers.authorization !== undefined) requireKey(req, auth);
   const body = health();
-  const details = auth(req.headersDistinct['authorization'] ?? []) === 'ok' ? await healthDetails() : {};
+  const details = req.headers.authorization === undefined ? {} : await healthDetails();
   sendJson(res, body.status === 'ok' ? 200 : 503, { ...body, ...details }, 'application/json');
 }
 
@@ -69,7 +72,7 @@ async function runChat(exchange: Exchange, options: RouteOptions, heartbeatMs: n
   const request = await readChatRequest(req, res, options.maxBodyBytes);
   const startedAt = performance.now();
   const caller = callerSignal(req, res);
-  const isStreaming = acceptsEvents(req.headers.accept ?? '');
+  const isStreaming = namedOver(req.headers.accept ?? '', 'text/event-stream', 'application/json');
   let stream: EventStream | undefined;
   let origin: string | undefined;
   try {
@@ -113,15 +116,10 @@ function sendEvent(stream: EventStream, event: ChatEvent): void {
   if (event.type === 'delta') stream.send('delta', { text: event.text });
 }
 
-/** Whether an Accept header asks for a stream (RFC 9110 section 12.5.1); `q=0` says that it must not be one. */
-function acceptsEvents(accept: string): boolean {
-  return accept.split(',').some((range) => /^\s*text\/event-stream\s*(?:;|$)/i.test(range) && !/;\s*q=0(?:\.0*)?\s*(?:;|$)/i.test(range));
-}
-
 function requireKey(req: IncomingMessage, auth: RouteOptions['auth']): void {
   const verdict = auth(req.headersDistinct['authorization'] ?? []);
   if (verdict === 'missing_api_key') throw new Problem(verdict, 'Send the header "Authorization: Bearer <CLAUDE_API_KEY>".');
-  if (verdict === 'invalid_api_key') throw new Problem(verdict, 'The Authorization header must be "Bearer" and the CLAUDE_API_KEY of this server, once.');
+  if (verdict === 'invalid_api_key') throw new Problem(verdict, 'Wrong API key. Send exactly one header "Authorization: Bearer <CLAUDE_API_KEY>".');
 }
 
 function answerBody({ content, sessionId, costUsd, durationMs }: ChatAnswer): object {
@@ -140,7 +138,7 @@ interface TurnLine {
 
 function logTurn({ requestId }: Exchange, log: Log, level: Level, { userId, sessionId: asked }: ChatRequest, line: TurnLine): void {
   const { status, code, origin, sessionId = asked, costUsd, durationMs, cause } = line;
-  log(level, 'turn', { request: requestId, user: userId, session: sessionId, status, code, ms: durationMs, cost: costUsd, start: origin, cause });
+  log(level, 'turn', { request: requestId, user: userId, session: sessionId, status, code, ms: durationMs, cost: costUsd, process: origin, cause });
 }
 
 function levelOf(problem: Problem): Level {

@@ -320,7 +320,7 @@ test('without a CLI a chat says how to get one, health tells the truth, and both
   await copyFile(fakeClaude, binary);
   await chmod(binary, 0o755);
   assertAnswer(await server.chat({ prompt: 'hello' }), 'you said: hello');
-  const well = await server.request('/health', { headers: { Authorization: '' } });
+  const well = await fetch(`${server.url}/health`);
   assert.deepEqual([well.status, await well.text()], [200, '{"status":"ok"}']);
 });
 

@@ -52,7 +52,7 @@ test('a problem of the turn comes with its session, cost, duration and when to c
   });
   const { reply, problem } = await assertProblem(stage, chat(), 429, 'claude_rate_limited');
   assert.equal(reply.headers.get('retry-after'), '90');
-  assert.deepEqual([problem['detail'], problem['session_id'], problem['cost'], problem['duration_ms']], ['Later.', 's-9', 0.5, 40]);
+  assert.deepEqual([problem['detail'], problem['session_id'], problem['cost'], problem['duration_ms'], problem['retry_after_seconds']], ['Later.', 's-9', 0.5, 40, 90]);
 });
 
 test('a server that stops closes the connection after its answer', async (t) => {

@@ -1,13 +1,19 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { requestBytes } from '../http-client.ts';
-import { chat, start, untilAborted, withKey } from '../http-stage.ts';
+import { assertProblem, chat, start, untilAborted, withKey } from '../http-stage.ts';
 import { until } from '../running-server.ts';
 
 test('/health answers these bytes to everybody', async (t) => {
   const stage = await start(t);
   const { status, headers, body } = await stage.ask(requestBytes('GET /health?verbose=1'));
   assert.deepEqual([status, headers.get('content-type'), body], [200, 'application/json', '{"status":"ok"}']);
+});
+
+test('/health of a server that is not well has the details as well, with the key', async (t) => {
+  const stage = await start(t, { health: () => ({ status: 'unavailable', detail: 'Install it.' }) });
+  const { status, body } = await stage.ask(requestBytes('GET /health', [withKey]));
+  assert.deepEqual([status, JSON.parse(body)], [503, { status: 'unavailable', detail: 'Install it.', version: '1.2.3', login: 'credentials file' }]);
 });
 
 test('HEAD /health has the headers of GET and no body', async (t) => {
@@ -20,10 +26,17 @@ test('HEAD /health has the headers of GET and no body', async (t) => {
   assert.equal((await connection.answer('the GET answer')).body, '{"status":"ok"}');
 });
 
-test('/health with the key tells the details too, with a wrong one it does not', async (t) => {
+test('/health with the key tells the details too', async (t) => {
   const stage = await start(t);
   assert.deepEqual(JSON.parse((await stage.ask(requestBytes('GET /health', [withKey]))).body), { status: 'ok', version: '1.2.3', login: 'credentials file' });
-  assert.equal((await stage.ask(requestBytes('GET /health', ['Authorization: Bearer x']))).body, '{"status":"ok"}');
+});
+
+test('/health with a wrong key is 401, also to HEAD and where the server is not well, and is logged', async (t) => {
+  const stage = await start(t, { health: () => ({ status: 'unavailable', detail: 'Install it.' }) });
+  const { reply } = await assertProblem(stage, requestBytes('GET /health', ['Authorization: Bearer x']), 401, 'invalid_api_key');
+  assert.equal(reply.headers.get('www-authenticate'), 'Bearer');
+  assert.equal((await stage.ask(requestBytes('HEAD /health', ['Authorization: Bearer x']), true)).status, 401);
+  assert.deepEqual(stage.lines.map((line) => [line.event, line['code'], line['remote']]), Array(2).fill(['auth_failed', 'invalid_api_key', '127.0.0.1']));
 });
 
 test('/health is 503 while the server stops or the CLI cannot be run', async (t) => {

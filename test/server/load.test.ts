@@ -40,7 +40,7 @@ test('a dialogue stays in one process, and the numbers of /health tell it', asyn
   assert.deepEqual(new Set(ids.map((reply) => reply.body['cost'])), new Set([0.25]));
   const { running, queued, warm, capacity, turns, failures, login } = await statusOf(server);
   assert.deepEqual({ running, queued, warm, capacity, turns, failures, login }, { running: 0, queued: 0, warm: 2, capacity: 3, turns: 21, failures: 0, login: null });
-  assert.deepEqual(server.lines.filter((line) => line.event === 'turn').map((line) => line['start']), ['cold', ...Array<string>(20).fill('warm')]);
+  assert.deepEqual(server.lines.filter((line) => line.event === 'turn').map((line) => line['process']), ['cold', ...Array<string>(20).fill('warm')]);
 });
 
 test('a first turn of the user who last began a dialogue finds a process waiting', async (t) => {
@@ -48,7 +48,7 @@ test('a first turn of the user who last began a dialogue finds a process waiting
   await server.chat({ prompt: 'hello', user_id: 5 });
   await until('the spare', async () => ((await statusOf(server))['warm'] === 2 ? true : undefined));
   await server.chat({ prompt: 'hello', user_id: 5 });
-  await server.logged('turn', (line) => line['start'] === 'spare');
+  await server.logged('turn', (line) => line['process'] === 'spare');
 });
 
 test('200 callers at once at capacity 2 with a queue of 100: 102 are served, the rest turned away before, never more than 2 processes', async (t) => {
@@ -199,7 +199,7 @@ test('told to stop, the server finishes what runs, turns away what comes, and le
   await until('a turn in the queue', async () => ((await statusOf(server))['queued'] === 1 ? true : undefined));
   const ended = server.end('SIGTERM');
   await server.logged('draining');
-  const health = await server.request('/health', { headers: { Authorization: '' } });
+  const health = await fetch(`${server.url}/health`);
   assert.deepEqual([health.status, await health.text()], [503, '{"status":"draining"}']);
   for (const reply of [await server.chat({ prompt: 'late' }), await queued]) {
     assert.deepEqual([reply.status, reply.body['code'], reply.headers.get('connection')], [503, 'shutting_down', 'close']);

@@ -79,6 +79,7 @@ test('an error after the first event is the last event, and the only one of its 
     session_id: 's-1',
     cost: 0.5,
     duration_ms: 9,
+    retry_after_seconds: 30,
   });
 });
 
@@ -106,14 +107,14 @@ test('an error before the first event is an ordinary answer', async (t) => {
   await assertProblem(stage, chat(good, streaming.slice(1)), 401, 'missing_api_key');
 });
 
-for (const accept of ['text/event-stream', 'Text/Event-Stream', 'application/json, text/event-stream', 'text/event-stream;q=0.9, */*', 'text/event-stream; charset=utf-8']) {
+for (const accept of ['text/event-stream', 'Text/Event-Stream', 'text/event-stream; charset=utf-8', 'application/json, text/event-stream', 'text/event-stream, */*', '*/*;q=0.1, text/event-stream;q=0.2']) {
   test(`Accept: ${accept} streams`, async (t) => {
     const stage = await start(t);
     assert.match((await stage.ask(chat(good, [withKey, asJson, `Accept: ${accept}`]))).headers.get('content-type') ?? '', /^text\/event-stream/);
   });
 }
 
-for (const accept of ['', 'application/json', '*/*', 'text/*', 'text/html', 'text/event-streams', 'application/json, text/event-stream;q=0']) {
+for (const accept of ['', 'application/json', '*/*', 'text/*', 'text/html', 'text/event-streams', 'application/json, text/event-stream;q=0', 'application/json, text/event-stream;q=0.1', 'text/event-stream;q=0.9, */*', 'application/json;q=0.1, text/*']) {
   test(`Accept: ${accept} gets JSON`, async (t) => {
     const stage = await start(t, {
       run: async (_request, _signal, onEvent) => {

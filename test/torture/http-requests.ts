@@ -230,9 +230,13 @@ function rightOnHead({ flaw, method, route, key, isTyped }: Draft): string | und
   if (flaw === 'host') return malformed;
   if (method === 'OPTIONS') return route === 'none' ? '404 not_found' : '204';
   if (route === 'none' || route === 'all') return '404 not_found';
-  if (route === 'health') return method === 'GET' || method === 'HEAD' ? '200' : '405 method_not_allowed';
+  const isWithoutKey = !key.some((header) => /^authorization:/i.test(header));
+  if (route === 'health') {
+    if (method !== 'GET' && method !== 'HEAD') return '405 method_not_allowed';
+    return isWithoutKey || isRightKey(key) ? '200' : '401 invalid_api_key';
+  }
   if (method !== 'POST') return '405 method_not_allowed';
-  if (!key.some((header) => /^authorization:/i.test(header))) return '401 missing_api_key';
+  if (isWithoutKey) return '401 missing_api_key';
   if (!isRightKey(key)) return '401 invalid_api_key';
   return isTyped ? undefined : '415 unsupported_media_type';
 }

@@ -61,6 +61,13 @@ test('session, cost, duration and field errors are told under the names of the a
   assert.deepEqual(body['errors'], errors);
 });
 
+test('when to come back is told in the body as well as in the header, for those who get no header', () => {
+  const problem = new Problem('busy', 'x', { retryAfterSeconds: 5 });
+  assert.equal(problemBody(problem)['retry_after_seconds'], 5);
+  assert.equal(problemHeaders(problem)['Retry-After'], '5');
+  assert.ok(!('retry_after_seconds' in problemBody(new Problem('busy', 'x'))));
+});
+
 test('the cause is never told', () => {
   const problem = new Problem('internal_error', 'x', { cause: new Error('LEAK') });
   assert.ok(!JSON.stringify({ ...problemBody(problem), ...problemHeaders(problem) }).includes('LEAK'));
