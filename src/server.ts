@@ -2,9 +2,10 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { Duplex } from 'node:stream';
 import { answerBroken } from './http/broken.ts';
 import { answerRequest, exchangeOf, type Exchange, type RouteOptions } from './http/routes.ts';
+import type { StreamTimes } from './http/sse.ts';
 
 /** How long a caller may take, in milliseconds. A turn has its own limit. */
-interface Timeouts {
+interface Timeouts extends StreamTimes {
   readonly headersMs: number;
   /** The whole request, body included. */
   readonly requestMs: number;
@@ -14,10 +15,16 @@ interface Timeouts {
    */
   readonly keepAliveMs: number;
   readonly checkEveryMs: number;
-  readonly heartbeatMs: number;
 }
 
-const defaultTimeouts: Timeouts = { headersMs: 20_000, requestMs: 120_000, keepAliveMs: 75_000, checkEveryMs: 5_000, heartbeatMs: 15_000 };
+const defaultTimeouts: Timeouts = {
+  headersMs: 20_000,
+  requestMs: 120_000,
+  keepAliveMs: 75_000,
+  checkEveryMs: 5_000,
+  headAfterMs: 10_000,
+  heartbeatMs: 15_000,
+};
 
 /** What the HTTP side needs of the rest of the server. */
 export interface ServerOptions extends RouteOptions {
@@ -53,7 +60,7 @@ export function createHttpServer(options: ServerOptions): Server {
       if (res.writableEnded) req.socket.destroy();
       else req.socket.setTimeout(timeouts.keepAliveMs);
     });
-    void answerRequest(exchange, options, timeouts.heartbeatMs);
+    void answerRequest(exchange, options, timeouts);
   };
   for (const event of ['request', 'checkContinue', 'checkExpectation']) server.on(event, onRequest);
   answerBroken(server, answering, options.log, timeouts.headersMs);

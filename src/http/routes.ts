@@ -7,7 +7,7 @@ import type { Chat, ChatAnswer, ChatEvent, ChatRequest } from '../turns/chat.ts'
 import type { Health } from './health.ts';
 import type { Level, Log } from '../log.ts';
 import { describeBug, Problem, problemBody, problemHeaders, toProblem } from '../problem.ts';
-import { EventStream } from './sse.ts';
+import { EventStream, type StreamTimes } from './sse.ts';
 
 /** What the routes need of the rest of the server. */
 export interface RouteOptions {
@@ -35,13 +35,13 @@ export function exchangeOf(req: IncomingMessage, res: ServerResponse): Exchange 
   return { req, res, requestId: requestIdOf(req) };
 }
 
-/** Answers one request, whatever it is; streams tell every `heartbeatMs` that they are alive. Never rejects. */
-export async function answerRequest(exchange: Exchange, options: RouteOptions, heartbeatMs: number): Promise<void> {
+/** Answers one request, whatever it is. Never rejects. */
+export async function answerRequest(exchange: Exchange, options: RouteOptions, times: StreamTimes): Promise<void> {
   setCommonHeaders(exchange, options.corsOrigins);
-  await route(exchange, options, heartbeatMs).catch((error: unknown) => answerProblem(exchange, toProblem(error), options.log));
+  await route(exchange, options, times).catch((error: unknown) => answerProblem(exchange, toProblem(error), options.log));
 }
 
-async function route(exchange: Exchange, options: RouteOptions, heartbeatMs: number): Promise<void> {
+async function route(exchange: Exchange, options: RouteOptions, times: StreamTimes): Promise<void> {
   const { req, res } = exchange;
   const hosts = req.headersDistinct['host'] ?? [];
   if (hosts.length > 1 || (hosts.length === 0 && req.httpVersion === '1.1')) {
@@ -55,7 +55,7 @@ async function route(exchange: Exchange, options: RouteOptions, heartbeatMs: num
     res.setHeader('Allow', [...methods, 'OPTIONS'].join(', '));
     throw new Problem('method_not_allowed', `This route takes ${methods.join(' and ')}.`);
   }
-  await (path === '/health' ? sendHealth(exchange, options) : runChat(exchange, options, heartbeatMs));
+  await (path === '/health' ? sendHealth(exchange, options) : runChat(exchange, options, times));
 }
 
 async function sendHealth({ req, res }: Exchange, { auth, health, healthDetails }: RouteOptions): Promise<void> {
@@ -66,29 +66,27 @@ async function sendHealth({ req, res }: Exchange, { auth, health, healthDetails 
   sendJson(res, body.status === 'ok' ? 200 : 503, { ...body, ...details }, 'application/json');
 }
 
-async function runChat(exchange: Exchange, options: RouteOptions, heartbeatMs: number): Promise<void> {
+async function runChat(exchange: Exchange, options: RouteOptions, times: StreamTimes): Promise<void> {
   const { req, res } = exchange;
   requireKey(req, options.auth);
   const request = await readChatRequest(req, res, options.maxBodyBytes);
   const startedAt = performance.now();
   const caller = callerSignal(req, res);
   const isStreaming = namedOver(req.headers.accept ?? '', 'text/event-stream', 'application/json');
-  let stream: EventStream | undefined;
+  const stream = isStreaming ? new EventStream(res, times, caller) : undefined;
   let origin: string | undefined;
   try {
     const answer = await options.chat.run(request, caller, (event) => {
       if (event.type === 'admitted') origin = event.origin;
-      if (!isStreaming || caller.aborted) return;
-      stream ??= new EventStream(res, heartbeatMs);
-      sendEvent(stream, event);
+      if (stream !== undefined) sendEvent(stream, event);
     });
     const body = answerBody(answer);
-    if (isStreaming) (stream ?? new EventStream(res, heartbeatMs)).end('result', body);
-    else sendJson(res, 200, body, 'application/json');
+    if (stream === undefined) sendJson(res, 200, body, 'application/json');
+    else stream.end('result', body);
     logTurn(exchange, options.log, 'info', request, { status: 200, origin, ...answer });
   } catch (error) {
     const problem = toProblem(error);
-    if (stream !== undefined) stream.end('error', problemBody(problem));
+    if (stream?.isOpen) stream.end('error', problemBody(problem));
     else writeProblem(exchange, problem);
     const { sessionId, costUsd, durationMs = Math.round(performance.now() - startedAt), cause } = problem.extras;
     const outcome = caller.aborted ? { status: 499, code: 'caller_gone' } : { status: problem.status, code: problem.code };
@@ -111,6 +109,7 @@ function callerSignal(req: IncomingMessage, res: ServerResponse): AbortSignal {
 
 /** One event of a turn in the names callers know; that a turn was admitted shows by the stream itself. */
 function sendEvent(stream: EventStream, event: ChatEvent): void {
+  if (event.type === 'admitted') stream.open();
   if (event.type === 'session') stream.send('session', { session_id: event.sessionId });
   if (event.type === 'tool') stream.send('tool', { name: event.name });
   if (event.type === 'delta') stream.send('delta', { text: event.text });

@@ -1,24 +1,51 @@
 import type { ServerResponse } from 'node:http';
 
+/** How long a stream may be silent, in milliseconds. */
+export interface StreamTimes {
+  /** Until its head goes out, where nothing has happened: below what proxies wait for a first byte (nginx: 60 s). */
+  readonly headAfterMs: number;
+  /** From one comment line to the next. */
+  readonly heartbeatMs: number;
+}
+
 /** Events for one caller, as server-sent events (WHATWG HTML, section 9.2). */
 export class EventStream {
   readonly #res: ServerResponse;
-  readonly #heartbeat: NodeJS.Timeout;
+  readonly #heartbeatMs: number;
+  readonly #headTimer: NodeJS.Timeout;
+  #heartbeat: NodeJS.Timeout | undefined;
+  #state: 'waiting' | 'open' | 'over' = 'waiting';
   #unsent: Array<{ name: string; data: object }> = [];
   #isBlocked = false;
 
-  /** Sends the status and headers at once, then a comment line every `heartbeatMs` so that no proxy takes it for dead. */
-  constructor(res: ServerResponse, heartbeatMs: number) {
+  /** Sends nothing yet. Once the caller has gone (`caller` aborts) it does nothing more. */
+  constructor(res: ServerResponse, { headAfterMs, heartbeatMs }: StreamTimes, caller: AbortSignal) {
     this.#res = res;
-    res.writeHead(200, {
+    this.#heartbeatMs = heartbeatMs;
+    this.#headTimer = setTimeout(() => this.open(), headAfterMs);
+    res.on('drain', () => this.#flush());
+    res.on('close', () => this.#stop());
+    // An answer that waits behind another one on its connection never closes.
+    caller.addEventListener('abort', () => this.#stop());
+  }
+
+  /** Whether the head is out, so that an error can only be an event. */
+  get isOpen(): boolean {
+    return this.#state === 'open';
+  }
+
+  /** Sends the status and headers, then a comment line now and then, so that no proxy takes the stream for dead. */
+  open(): void {
+    if (this.#state !== 'waiting' || this.#res.headersSent) return;
+    this.#state = 'open';
+    clearTimeout(this.#headTimer);
+    this.#res.writeHead(200, {
       'Content-Type': 'text/event-stream; charset=utf-8',
       'Cache-Control': 'no-cache',
       'X-Accel-Buffering': 'no',
     });
-    res.flushHeaders();
-    res.on('drain', () => this.#flush());
-    this.#heartbeat = setInterval(() => this.#isBlocked || res.write(': still working\n\n'), heartbeatMs);
-    res.on('close', () => clearInterval(this.#heartbeat));
+    this.#res.flushHeaders();
+    this.#heartbeat = setInterval(() => this.#isBlocked || this.#res.write(': still working\n\n'), this.#heartbeatMs);
   }
 
   /**
@@ -26,6 +53,8 @@ export class EventStream {
    * the turn never waits for its reader, and what waits is never more than the answer itself.
    */
   send(name: string, data: object): void {
+    this.open();
+    if (!this.isOpen) return;
     const last = this.#unsent.at(-1);
     if (last?.name === 'delta' && name === 'delta' && 'text' in last.data && 'text' in data) {
       last.data = { text: `${last.data.text}${data.text}` };
@@ -37,10 +66,18 @@ export class EventStream {
 
   /** Sends the last event and ends the stream. */
   end(name: string, data: object): void {
-    clearInterval(this.#heartbeat);
+    this.open();
+    if (!this.isOpen) return;
+    this.#stop();
     this.#unsent.push({ name, data });
     this.#flush();
     this.#res.end();
+  }
+
+  #stop(): void {
+    this.#state = 'over';
+    clearTimeout(this.#headTimer);
+    clearInterval(this.#heartbeat);
   }
 
   #flush(): void {

@@ -107,6 +107,53 @@ test('an error before the first event is an ordinary answer', async (t) => {
   await assertProblem(stage, chat(good, streaming.slice(1)), 401, 'missing_api_key');
 });
 
+test('a stream shows its head as soon as its turn has a process, though nothing is said yet', async (t) => {
+  const turn = latch();
+  const stage = await start(t, {
+    run: async (_request, _signal, onEvent) => {
+      onEvent({ type: 'admitted', origin: 'cold' });
+      await turn.opened;
+      throw new Problem('claude_failed', 'Try again.');
+    },
+  });
+  const connection = await stage.connect();
+  connection.send(chat(good, streaming));
+  await connection.received('text/event-stream');
+  turn.open();
+  assert.deepEqual(eventsOf((await connection.answer('the stream')).body).map(({ data }) => data['code']), ['claude_failed']);
+});
+
+test('a stream that waits long for a process shows its head and comment lines, and what then goes wrong is an event', async (t) => {
+  const turn = latch();
+  const stage = await start(t, {
+    timeouts: { headAfterMs: 50, heartbeatMs: 20 },
+    run: async () => {
+      await turn.opened;
+      throw new Problem('busy', 'Later.', { retryAfterSeconds: 5 });
+    },
+  });
+  const connection = await stage.connect();
+  connection.send(chat(good, streaming));
+  await connection.received(': still working\n\n');
+  turn.open();
+  const { status, body } = await connection.answer('the stream');
+  assert.deepEqual([status, eventsOf(body).map(({ name, data }) => [name, data['code'], data['retry_after_seconds']])], [200, [['error', 'busy', 5]]]);
+  connection.send(requestBytes('GET /health'));
+  assert.equal((await connection.answer('the next answer')).body, '{"status":"ok"}');
+});
+
+test('an answer that is no stream waits without a head, however long', async (t) => {
+  const turn = latch();
+  const stage = await start(t, { timeouts: { headAfterMs: 1, heartbeatMs: 1 }, run: () => turn.opened.then(() => answer) });
+  const connection = await stage.connect();
+  connection.send(chat());
+  const other = await stage.connect();
+  other.send(chat(good, streaming));
+  await other.received(': still working');
+  turn.open();
+  assert.equal((await connection.answer('the answer')).body, JSON.stringify(answerJson));
+});
+
 for (const accept of ['text/event-stream', 'Text/Event-Stream', 'text/event-stream; charset=utf-8', 'application/json, text/event-stream', 'text/event-stream, */*', '*/*;q=0.1, text/event-stream;q=0.2']) {
   test(`Accept: ${accept} streams`, async (t) => {
     const stage = await start(t);
@@ -172,6 +219,7 @@ test('no timer is left of a stream whose caller has gone, though its turn goes o
   t.after(turn.open);
   let told = 0;
   const stage = await start(t, {
+    timeouts: { headAfterMs: 1000 },
     run: async ({ prompt }, signal, onEvent) => {
       if (prompt === 'early') onEvent({ type: 'session', sessionId: 's-1' });
       await until('the abort', () => (signal.aborted ? true : undefined));
