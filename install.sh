@@ -25,8 +25,10 @@ action=install    # or uninstall, purge
 dry_run=false     # say what would be done, and do nothing
 copy_login=false  # give the server the Claude login of root or of the user who runs sudo
 user=''           # whom the server runs as; find_user fills it in
-port=''           # of a new .env
+host=''           # of a new .env; check_settings: of the one there is
+port=''           # likewise
 asked_claude=''   # the version of the CLI, or latest
+again=''          # main: this very command, for messages
 
 # What is found, each by the function named
 scratch=''        # main: a temporary folder, gone at the end
@@ -41,7 +43,7 @@ before=''         # find_user: the release that ran until now
 source_dir=''     # find_source: this version's code
 login=''          # find_login: a credentials file that --copy-login can copy
 problems=()       # check: what keeps us from starting, a sentence each
-node=''           # find_node: the Node that the service runs on
+node=node         # find_node: the Node that the service runs on
 claude=''         # choose_claude: the CLI that the service runs
 release=''        # build_release: a folder with this code, built, named by what is in it
 url=''            # await_health: where the server answers
@@ -53,11 +55,12 @@ usage: sudo ./install.sh [options]
 
 Installs claude-api, or updates it to this version, and starts it. Key, .env, login and dialogues are kept.
 
+  --host ADDRESS    where a new .env listens (127.0.0.1; 0.0.0.0 is every address of this machine)
   --port N          the port of a new .env (8001)
   --user NAME       the user the server runs as, made if need be (claude)
   --copy-login      give the server the Claude login of the user who runs sudo, or of root
   --claude VERSION  another version of the Claude CLI, such as latest ($claude_version or newer)
-  --dry-run         say what would be done, and do nothing
+  --dry-run         say what would be done, and do nothing; needs no root
   --uninstall       remove the service and its code; .env, login and dialogues stay
   --purge           remove these too, and the user
   --help
@@ -66,19 +69,13 @@ END
 
 say() { echo "==> $*"; }
 warn() { echo "install.sh: warning: $*" >&2; }
-die() {
-  echo "install.sh: error: $*" >&2
-  exit 1
-}
-misuse() {
-  echo "install.sh: error: $*; try --help" >&2
-  exit 2
-}
+die() { echo "install.sh: error: $*" >&2; exit 1; }
+misuse() { echo "install.sh: error: $*; try --help" >&2; exit 2; }
 
-# step WHAT: says what comes now; false in a dry run
+# step WHAT: says what is done now; false in a dry run
 step() {
   if $dry_run; then
-    echo "would be: $*"
+    echo "would: $*"
     return 1
   fi
   changed=true
@@ -101,14 +98,20 @@ main() {
   export PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" LC_ALL=C
   unset NODE_OPTIONS CDPATH
   parse_options "$@"
-  if [ "$(id -u)" -ne 0 ]; then die "must run as root, and changed nothing; try: sudo ./install.sh"; fi
-  exec 9>/run/claude-api-install.lock || die 'cannot write /run'
-  flock -n 9 || die 'another install.sh is at work'
+  again="sudo ./install.sh${*:+ $*}"
+  if [ ! -f "${BASH_SOURCE[0]:-}" ]; then again="… | sudo bash -s --${*:+ $*}"; fi
+  if ! $dry_run; then
+    [ "$(id -u)" -eq 0 ] || die "must run as root, and changed nothing; try: $again"
+    exec 9>/run/claude-api-install.lock || die 'cannot write /run'
+    flock -n 9 || die 'another install.sh is running'
+  fi
   # Not /tmp, which may be memory: npm keeps hundreds of megabytes there for a while.
   scratch="$(mktemp -d /var/tmp/claude-api-install.XXXXXX)"
   find_user
   trap clean_up EXIT
   trap 'exit 130' INT TERM HUP
+  [ "${installed_user:-$user}" = "$user" ] || die "the service is installed for the user $installed_user, not for $user; to remove it: sudo ./install.sh --uninstall"
+  if $dry_run && [ -d "$home" ] && [ ! -x "$home" ]; then warn "only root sees what is in $home already: $again"; fi
   if [ "$action" = install ]; then install_service; else remove_service; fi
 }
 
@@ -116,24 +119,23 @@ parse_options() {
   while [ $# -gt 0 ]; do
     if [[ "$1" == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
     case "$1" in
-      --user | --port | --claude) [ -n "${2:-}" ] || misuse "$1 needs a value" ;;&
+      --user | --host | --port | --claude) [ -n "${2:-}" ] || misuse "$1 needs a value" ;;&
       --user) user="$2" ;;&
+      --host) host="$2" ;;&
       --port) port="$2" ;;&
       --claude) asked_claude="$2" ;;&
-      --user | --port | --claude) shift ;;
+      --user | --host | --port | --claude) shift ;;
       --copy-login) copy_login=true ;;
       --dry-run) dry_run=true ;;
       --uninstall) [ "$action" = purge ] || action=uninstall ;;
       --purge) action=purge ;;
-      --help)
-        usage
-        exit 0
-        ;;
+      --help) usage; exit 0 ;;
       *) misuse "unknown option $1" ;;
     esac
     shift
   done
   [[ "$port" =~ ^([1-9][0-9]{3,4})?$ && "${port:-8001}" -ge 1024 && "${port:-8001}" -le 65535 ]] || misuse '--port: expected 1024 to 65535'
+  [[ "$host" =~ ^[0-9A-Za-z.:-]*$ ]] || misuse '--host: expected an address such as 0.0.0.0'
   [[ "$user" =~ ^([a-z_][a-z0-9_-]{0,31})?$ ]] || misuse '--user: expected a name such as claude'
   [[ "$asked_claude" =~ ^(latest|stable|[0-9]+\.[0-9]+\.[0-9]+)?$ ]] || misuse '--claude: expected a version such as 2.1.330, or latest'
 }
@@ -143,27 +145,32 @@ clean_up() {
   local status=$?
   trap '' INT TERM HUP
   trap - EXIT
-  if [ "$status" -ne 0 ] && [ "$action" = install ] && ! $dry_run && [ -L "$app/previous" ]; then go_back; fi
-  rm -rf "$scratch" "$app/releases/.new" "$app/cli/.new" "$app/node.new" "$app/current.new" "$app/.env.new"
-  if [ "$status" -ne 0 ] && ! $changed; then
-    echo 'Nothing was changed.' >&2
-  elif [ "$status" -ne 0 ]; then
-    echo 'What the lines above say was done before stays so: run install.sh again to go on, or with --purge to remove it.' >&2
+  if ! $dry_run; then
+    if [ "$status" -ne 0 ] && [ "$action" = install ] && [ -L "$app/previous" ]; then go_back; fi
+    rm -rf "$app/releases/.new" "$app/cli/.new" "$app/node.new" "$app/current.new" "$app/.env.new"
+    if [ "$status" -ne 0 ]; then say_what_is_left; fi
   fi
-  if [ "$status" -ne 0 ] && [ -n "$before" ] && [ "$(readlink "$app/current")" = "$before" ] && systemctl is-active --quiet claude-api; then
+  rm -rf "$scratch"
+  exit "$status"
+}
+
+say_what_is_left() {
+  if $changed; then
+    echo "The steps above were completed and are kept. To go on: $again. To remove all of it, add --purge." >&2
+  else
+    echo 'Nothing was changed.' >&2
+  fi
+  if [ -n "$before" ] && [ "$(readlink "$app/current")" = "$before" ] && systemctl is-active --quiet claude-api; then
     echo 'The service runs as before.' >&2
   fi
-  exit "$status"
 }
 
 # The user of the option, else of the installed service, else claude. Code that root runs must not lie in a home that is
 # its user's own; the home of a user that this script made is root's.
 find_user() {
-  local entry
   if is_our_unit; then installed_user="$(sed -n 's/^User=//p' "$unit")"; fi
   user="${user:-${installed_user:-claude}}"
-  entry="$(getent passwd "$user")" || true
-  home="$(cut -d: -f6 <<<"$entry")"
+  home="$(getent passwd "$user" | cut -d: -f6)" || true
   home="$(readlink -m "${home:-/home/$user}")"
   group="$(id -gn "$user" 2>/dev/null)" || group="$user"
   if user_exists && ! is_our_user; then app=/opt/claude-api; else app="$home/claude-api"; fi
@@ -205,7 +212,7 @@ install_service() {
 find_source() {
   source_dir="$(cd "$(dirname "${BASH_SOURCE[0]:-}")" 2>/dev/null && pwd -P)" || source_dir=''
   [ -f "${BASH_SOURCE[0]:-}" ] && [ -f "$source_dir/src/main.ts" ] && return
-  [ -n "$source_url" ] || die 'the code is not beside this script: run it from the copied folder, or set CLAUDE_API_SOURCE to the address of its .tar.gz'
+  [ -n "$source_url" ] || die 'the code is not beside this script: run it from the copied folder, or set CLAUDE_API_SOURCE to the URL of its .tar.gz'
   source_dir="$scratch/source"
   mkdir "$source_dir"
   say "downloading $source_url"
@@ -239,10 +246,7 @@ check() {
 
 check_machine() {
   [[ "$(uname -s)-$node_arch" =~ ^Linux-(x64|arm64)$ ]] || problems+=("this is $(uname -s) on $(uname -m): expected Linux on x86_64 or aarch64")
-  [ -d /run/systemd/system ] || problems+=('systemd does not run here; in a container use the Dockerfile')
-  local tool missing=()
-  for tool in systemctl journalctl useradd runuser sha256sum tar; do command -v "$tool" >/dev/null || missing+=("$tool"); done
-  [ ${#missing[@]} -eq 0 ] || problems+=("these programs are missing: ${missing[*]}")
+  [ -d /run/systemd/system ] || problems+=('systemd is not running on this machine; in a container use the Dockerfile')
   command -v npm >/dev/null || command -v apt-get >/dev/null || problems+=('neither npm nor apt-get is here: install Node.js 20 or newer with npm')
 }
 
@@ -251,26 +255,21 @@ check_user() {
     if [ "$(id -u "$user")" -eq 0 ]; then problems+=("the server must not run as $user, which is root: give another --user"); fi
     [[ "$home" =~ ^/[A-Za-z0-9._/-]+[A-Za-z0-9._-]$ && -d "$home" ]] || problems+=("the user $user has no usable home folder: give another --user")
   elif [ -e "$home" ]; then
-    problems+=("$home is there, but no user $user: move it away, or make the user")
-  elif getent group "$user" >/dev/null; then
-    problems+=("there is a group $user, but no user: remove it, or make the user")
-  fi
-  if [ -n "$installed_user" ] && [ "$installed_user" != "$user" ]; then
-    problems+=("the service is installed for the user $installed_user: first run install.sh --uninstall")
+    problems+=("$home is there, but no user $user: move it away, or create the user")
   fi
 }
 
 check_place() {
   local name
-  for name in "${sources[@]}"; do [ -e "$source_dir/$name" ] || problems+=("the copied folder is not whole: $name is missing"); done
+  for name in "${sources[@]}"; do [ -e "$source_dir/$name" ] || problems+=("the copied folder is incomplete: $name is missing"); done
   if [ -e "$unit" ] && ! is_our_unit; then
     problems+=("there is another claude-api.service: remove it first (systemctl disable --now claude-api; rm $unit)")
   fi
   if [ -n "$(strangers)" ]; then
-    problems+=("$app is where the server goes, and is or holds something else: move it away first")
+    problems+=("$app is where the server goes, but something else is there: move it away first")
   fi
   if [ ! -f "$app/.env" ] && [ ! -f "$source_dir/.env" ]; then
-    if is_taken "${port:-8001}"; then problems+=("port ${port:-8001} is taken by another program: stop that, or choose another port"); fi
+    if is_taken "${port:-8001}"; then problems+=("port ${port:-8001} is taken by another program: stop it, or choose another --port"); fi
   elif [ -f "$app/.env" ] && [ -f "$source_dir/.env" ] && ! cmp -s "$app/.env" "$source_dir/.env"; then
     warn "$source_dir/.env does not count: $app/.env is there already"
   fi
@@ -282,22 +281,17 @@ check_disk() {
   choose_claude
   if [ -x "$claude" ]; then return; fi
   free_kb="$(df -Pk "$(if [ -d "$home" ]; then echo "$home"; else echo /home; fi)" | awk 'NR == 2 { print $4 }')"
-  [ "$free_kb" -ge 1500000 ] || problems+=("$((free_kb / 1024)) MB of disk are free below $home: at least 1500 MB are needed")
+  [ "$free_kb" -ge 1500000 ] || problems+=("$((free_kb / 1024)) MB are free on the disk of $home: at least 1500 MB are needed")
 }
 
-# is_taken PORT: whether another program listens there, by the kernel's table
-is_taken() {
-  if systemctl is-active --quiet claude-api 2>/dev/null; then return 1; fi
-  { cat /proc/net/tcp /proc/net/tcp6 2>/dev/null || true; } |
-    awk -v port="$(printf ':%04X' "$1")" '$4 == "0A" && substr($2, length($2) - 4) == port { found = 1 } END { exit !found }'
-}
+# is_taken PORT: whether another program answers there
+is_taken() { ! systemctl is-active --quiet claude-api 2>/dev/null && (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # Its home belongs to root and is sticky: the user may write there, but not move the code away and put its own in its place.
 make_user() {
   if ! user_exists; then
-    step "making the user $user with home $home" || return 0
+    step "make the user $user with home $home" || return 0
     quietly useradd useradd --system --user-group --create-home --home-dir "$home" --shell /usr/sbin/nologin --comment "$user_comment" "$user"
-    group="$user"
   fi
   if $dry_run; then return; fi
   if is_our_user; then
@@ -310,34 +304,32 @@ make_user() {
 # A Node that the service user can run, and npm
 find_node() {
   if ! command -v npm >/dev/null && [ ! -f "$own_npm" ]; then
-    step "installing npm and Node.js from the distribution (this takes a minute)" || { node=node; return; }
+    step "install npm and Node.js from the distribution (this takes a minute)" || return 0
     export DEBIAN_FRONTEND=noninteractive
     # On a fresh machine the first upgrade may hold the locks; for update there is no option to wait.
     local deadline=$((SECONDS + 300))
     until apt-get update >"$scratch/output" 2>&1 || [ "$SECONDS" -ge "$deadline" ]; do sleep 5; done
     quietly 'apt-get install npm' apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 npm ca-certificates
-    hash -r
   fi
-  node="$(usable_node)" && return
-  step "installing Node.js $node_major into $app/node" || { node=node; return; }
+  if use_node; then return; fi
+  step "install Node.js $node_major into $app/node" || return 0
   rm -rf "$app/node.new"
   npm_install "$app/node.new" "node-linux-$node_arch@$node_major" npm@11
   rm -rf "$app/node"
   mv "$app/node.new" "$app/node"
-  node="$(usable_node)" || die 'the Node.js from npm does not run here'
+  use_node || die 'the Node.js from npm does not run on this machine'
 }
 
-# A Node of version 20.3 or newer outside of the homes, which the sandbox hides: the machine's, else ours of an earlier run.
-usable_node() {
+# Takes a Node of version 20.3 or newer outside of the homes, which the sandbox hides: the machine's, else ours of an earlier run.
+use_node() {
   local path least
   for path in "$(command -v node || true)" /usr/bin/node "$own_node"; do
     path="$(readlink -f "$path")" || continue
     least=20.3
     case "$path" in "$app"/*) least="$node_major.0" ;; /root/* | /home/* | /tmp/* | /run/*) continue ;; esac
-    if printf '%s\n' "v$least" "$("$path" --version 2>/dev/null)" | sort -VC; then
-      echo "$path"
-      return
-    fi
+    printf '%s\n' "v$least" "$("$path" --version 2>/dev/null)" | sort -VC || continue
+    node="$path"
+    return
   done
   return 1
 }
@@ -363,11 +355,11 @@ choose_claude() {
 install_claude() {
   local new="$app/cli/.new"
   if [[ ! "$claude_version" =~ ^[0-9] ]]; then
-    asked_claude="$(run_npm view "@anthropic-ai/claude-code@$claude_version" version 2>/dev/null)" || die 'npm cannot be asked for the version of the Claude CLI'
+    asked_claude="$(run_npm view "@anthropic-ai/claude-code@$claude_version" version 2>/dev/null)" || die 'npm could not tell the version of the Claude CLI'
     choose_claude
   fi
-  if [ -x "$claude" ] && claude_answers "$claude"; then return; fi
-  step "installing the Claude CLI $claude_version into $app/cli" || return 0
+  if [ -x "$claude" ] && { $dry_run || claude_answers "$claude"; }; then return; fi
+  step "install the Claude CLI $claude_version into $app/cli" || return 0
   rm -rf "$new"
   npm_install "$new" "@anthropic-ai/claude-code@$claude_version"
   # Without its install script the package is a stub that says so and exits with 1.
@@ -388,7 +380,7 @@ build_release() {
   hash="$(cd "$source_dir" && { find "${sources[@]}" -type f -print0 | sort -z | xargs -0 sha256sum; echo "$user $home $node $claude"; } | sha256sum | cut -c1-12)"
   release="$app/releases/$version-$hash"
   if [ -d "$release" ] && (cd "$release" && sha256sum --check --status sums); then return; fi
-  step "building claude-api $version in $release" || return 0
+  step "build claude-api $version in $release" || return 0
   local new="$app/releases/.new"
   rm -rf "$new"
   mkdir -p "$new/bin"
@@ -409,14 +401,15 @@ build_release() {
 make_env() {
   if [ ! -e "$app/.env" ]; then
     if [ -f "$source_dir/.env" ]; then
-      step "copying .env to $app/.env" || return 0
+      step "copy .env to $app/.env" || return 0
       install -m 0600 "$source_dir/.env" "$app/.env.new"
     else
-      step "making $app/.env with a new key" || return 0
+      step "make $app/.env with a new key" || return 0
       install -m 0600 /dev/stdin "$app/.env.new" <<END
 # The settings of claude-api. install.sh made this file and never changes it; README.md lists what may stand here.
 # After a change: systemctl restart claude-api
 CLAUDE_API_KEY=$(od -An -N32 -v -tx1 /dev/urandom | tr -d ' \n')
+HOST=${host:-127.0.0.1}
 PORT=${port:-8001}
 # ANTHROPIC_API_KEY=
 # CLAUDE_CODE_OAUTH_TOKEN=
@@ -431,12 +424,14 @@ END
 
 # Before anything takes effect, by the new version's own rules
 check_settings() {
-  local settings at_port
+  local settings at_host at_port
   if $dry_run; then return; fi
   settings="$(ask settings)" || die "the server would not start with $app/.env: $(cat "$scratch/asked")"
-  at_port="${settings##* }"
+  read -r at_host at_port <<<"$settings"
+  [ "${host:-$at_host}" = "$at_host" ] || die "--host counts for a new .env only: set HOST=$host in $app/.env"
   [ "${port:-$at_port}" = "$at_port" ] || die "--port counts for a new .env only: set PORT=$port in $app/.env"
-  if is_taken "$at_port"; then die "port $at_port is taken by another program: stop that, or set another PORT in $app/.env"; fi
+  if is_taken "$at_port"; then die "port $at_port is taken by another program: stop it, or set another PORT in $app/.env"; fi
+  host="$at_host" port="$at_port"
 }
 
 # ask settings|health: what src/ask.ts of the new version says, or of the one in use while there is no new one. It runs as
@@ -455,7 +450,7 @@ copy_login() {
     warn "$home/.claude/.credentials.json is there already and stays as it is"
     return
   fi
-  step "copying the login $login to $home/.claude" || return 0
+  step "copy the login $login to $home/.claude" || return 0
   # Written as the user: whatever lies in its home, root follows no link there.
   # shellcheck disable=SC2016
   as_user sh -c 'umask 077 && mkdir -p "$HOME/.claude" && cat >"$HOME/.claude/.credentials.json"' <"$login" || die 'the login could not be copied'
@@ -464,19 +459,20 @@ copy_login() {
 # Puts the new release in the place of the old one, and the old one back when the new one does not answer. "previous" is
 # there meanwhile: whatever ends this script, the next one knows what ran before.
 switch_over() {
+  local does_not_answer='the service is installed, but does not answer: fix what the lines above say, then: sudo systemctl restart claude-api'
   if [ "$(readlink "$app/current")" = "$release" ] && [ ! -L "$app/previous" ] && cmp -s "$release/bin/claude-api.service" "$unit" &&
     systemctl is-enabled --quiet claude-api && systemctl is-active --quiet claude-api; then
-    await_health || failed
     say 'nothing to change'
+    if $dry_run; then return; fi
+    await_health || die "$does_not_answer"
     say_how
     return
   fi
-  step 'starting the service claude-api' || return 0
+  step 'start the service claude-api' || return 0
   if [ -n "$before" ] && [ "$before" != "$release" ] && [ -d "$before" ]; then ln -sfn "$before" "$app/previous"; fi
   activate "$release"
   if ! await_health; then
-    show_journal
-    [ -L "$app/previous" ] || failed
+    [ -L "$app/previous" ] || die "$does_not_answer"
     go_back
     die 'the new version did not answer, and was removed: the old one runs again'
   fi
@@ -487,7 +483,7 @@ switch_over() {
 
 # Back to the version that ran before; the other one is removed, with a CLI that only it used.
 go_back() {
-  say 'going back to the version of before'
+  say 'going back to the previous version'
   activate "$(readlink "$app/previous")"
   await_health || warn 'it does not answer either'
   rm -f "$app/previous"
@@ -505,16 +501,7 @@ activate() {
   systemctl restart claude-api || true
 }
 
-failed() {
-  die 'the service is installed, but does not answer: mend what the journal says, then run: systemctl restart claude-api'
-}
-
-show_journal() {
-  echo 'The last lines of the journal:' >&2
-  journalctl -u claude-api -n 20 --no-pager -o cat >&2 || true
-}
-
-# True once the server answers with its key and has found a CLI that runs
+# True once the server answers with its key and has found a CLI that runs; else says why not.
 await_health() {
   local deadline=$((SECONDS + 30)) answer
   while [ "$SECONDS" -lt "$deadline" ]; do
@@ -522,25 +509,18 @@ await_health() {
       read -r url login_found <<<"$answer"
       return
     fi
-    if systemctl is-failed --quiet claude-api || [ "$(systemctl show -p NRestarts --value claude-api)" -ge 3 ]; then return 1; fi
+    if systemctl is-failed --quiet claude-api || [ "$(systemctl show -p NRestarts --value claude-api)" -ge 3 ]; then break; fi
     sleep 0.5
   done
+  cat "$scratch/asked" - <(journalctl -u claude-api -n 20 --no-pager -o cat) <<<'The last lines of the journal:' >&2
   return 1
 }
 
-# Keeps what "current" uses. Each is renamed first: half of one must not pass for a whole one.
+# Keeps what "current" uses.
 remove_old() {
   local path used
-  for path in "$app"/releases/*; do [ "$path" = "$(readlink "$app/current")" ] || discard "$path" "$app/releases/.new"; done
-  used="$(readlink "$app/current/bin/claude")"
-  for path in "$app"/cli/*; do [[ "$used" == "$path"/* ]] || discard "$path" "$app/cli/.new"; done
-  case "$(readlink "$app/current/bin/node")" in "$app"/*) ;; *) rm -rf "$app/node" ;; esac
-}
-
-discard() {
-  rm -rf "$2"
-  mv "$1" "$2"
-  rm -rf "$2"
+  used="$(readlink "$app/current")/ $(readlink "$app/current/bin/claude") $(readlink "$app/current/bin/node")"
+  for path in "$app"/releases/* "$app"/cli/* "$app/node"; do [[ "$used" == *"$path/"* ]] || rm -rf "$path"; done
 }
 
 say_how() {
@@ -548,78 +528,75 @@ say_how() {
 
 claude-api runs as the user $user and answers at $url
 
+  listens on      $host, port $port
   the key         sudo grep CLAUDE_API_KEY $app/.env
   settings        $app/.env, then: sudo systemctl restart claude-api
   state and log   systemctl status claude-api; journalctl -u claude-api
   remove          sudo $app/current/install.sh --uninstall
 END
-  if [ "$login_found" != none ]; then
-    echo "  Claude login    found: $login_found"
-    return
-  fi
+  if [ "$login_found" = none ]; then say_how_to_log_in; else echo "  Claude login    found: $login_found"; fi
+  # The key goes to curl by a file, and so stands neither in a command line nor in the shell's history.
   cat <<END
 
-It has no Claude login yet. One of these, and it answers chats:
+Try it:
 
-  an API key       ANTHROPIC_API_KEY=... in $app/.env, then: sudo systemctl restart claude-api
-  a subscription   run "claude setup-token" anywhere, and what it prints as CLAUDE_CODE_OAUTH_TOKEN=... in $app/.env, then restart
-  interactively    sudo -u $user -H $app/current/bin/claude
+  curl $url/api/v1/chat -H @<(sudo sed -n 's/^CLAUDE_API_KEY=/Authorization: Bearer /p' $app/.env | tr -d \'\") \\
+    -H 'Content-Type: application/json' -d '{"prompt": "Hello", "user_id": 1}'
 END
-  if [ -n "$login" ]; then echo "  a copy           of $login: run install.sh again with --copy-login"; fi
+}
+
+say_how_to_log_in() {
+  cat <<END
+
+It has no Claude login yet. Add one of these and it will answer chats:
+
+  an API key      ANTHROPIC_API_KEY=... in $app/.env, then: sudo systemctl restart claude-api
+  a subscription  run "claude setup-token" anywhere, and put its output into CLAUDE_CODE_OAUTH_TOKEN=... in $app/.env, then restart
+  interactively   sudo -u $user -H $app/current/bin/claude
+END
+  if [ -n "$login" ]; then echo "  a copy          of $login: sudo ./install.sh --copy-login"; fi
 }
 
 # ---------------------------------------------------------------- remove
 
 remove_service() {
-  if [ -n "$installed_user" ] && [ "$installed_user" != "$user" ]; then die "the service is installed for the user $installed_user, not for $user"; fi
-  local has_code
-  has_code="$(find "$app" -mindepth 1 ! -name .env -print -quit 2>/dev/null)" || true
+  local has_code=''
   # A folder of that name that is somebody else's is left alone.
-  if ! is_our_unit && ! is_our_user && [ -n "$(strangers)" ]; then has_code=''; fi
+  if is_our_unit || is_our_user || [ -z "$(strangers)" ]; then has_code="$(find "$app" -mindepth 1 ! -name .env -print -quit 2>/dev/null)" || true; fi
   if ! is_our_unit && [ -z "$has_code" ] && { [ "$action" = uninstall ] || { ! is_our_user && [ ! -e "$app/.env" ]; }; }; then
     say 'claude-api is not installed'
     return
   fi
-  if is_our_unit && step 'stopping and removing the service claude-api'; then
+  if is_our_unit && step 'stop and remove the service claude-api'; then
     systemctl disable --now --quiet claude-api || true
     rm -f "$unit"
     systemctl daemon-reload
     systemctl reset-failed claude-api 2>/dev/null || true
   fi
-  if [ -n "$has_code" ] && step "removing the code in $app"; then
+  if [ -n "$has_code" ] && step "remove the code in $app"; then
     rm -rf "$app/current" "$app/current.new" "$app/previous" "$app/releases" "$app/cli" "$app/node"
   fi
-  if [ "$action" = purge ]; then purge; else say_what_stays; fi
-}
-
-say_what_stays() {
+  if [ "$action" = purge ]; then purge; return; fi
   say "what stays: $app/.env, the dialogues in $state and $home/.claude, the login, the user $user, and packages that apt installed"
   say "install.sh --user $user goes on with them; install.sh --user $user --purge removes all but the packages"
 }
 
 purge() {
-  if step "removing $app and $state"; then rm -rf "$app" "$state" "$unit.d"; fi
+  if step "remove $app and $state"; then rm -rf "$app" "$state" "$unit.d"; fi
   if ! user_exists; then return; fi
   if ! is_our_user; then
     say "the user $user was not made by install.sh and stays, with $home and the dialogues and login in $home/.claude"
     return
   fi
-  step "removing the user $user with $home, its login and dialogues" || return 0
-  end_processes
-  quietly userdel userdel "$user"
-  rm -rf --one-file-system "$home"
-}
-
-# A user who has a process left, of an interactive login say, cannot be removed.
-end_processes() {
-  local pids _
+  step "remove the user $user with $home, its login and dialogues" || return 0
+  # A user who has a process left, of an interactive login say, cannot be removed.
   for _ in {1..20}; do
-    pids="$(find /proc -maxdepth 1 -name '[0-9]*' -user "$user" -printf '%f ' 2>/dev/null)" || true
-    if [ -z "$pids" ]; then return; fi
-    # shellcheck disable=SC2086 # any number of them
-    kill -KILL $pids 2>/dev/null || true
+    [ -n "$(find /proc -maxdepth 1 -user "$user" -print -quit 2>/dev/null)" ] || break
+    as_user bash -c 'kill -KILL -1' || true
     sleep 0.25
   done
+  quietly userdel userdel "$user"
+  rm -rf --one-file-system "$home"
 }
 
 main "$@"

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { get, type IncomingMessage } from 'node:http';
 import { text } from 'node:stream/consumers';
-import { ConfigError, loadConfig, type Config } from './env.ts';
+import { ConfigError, loadConfig, machineEnv, type Config } from './env.ts';
 import { EnvSyntaxError, parseEnv } from './host/dotenv.ts';
 
 // What a script wants to know of the server whose .env lies in the working directory, by the server's own rules. An entry
@@ -32,7 +32,7 @@ function parseEnviron(environ: string): Record<string, string> {
 
 function readConfig(environ: Readonly<Record<string, string>>): Config {
   const file = existsSync('.env') ? readFileSync('.env', 'utf8') : '';
-  return loadConfig({ ...process.env, ...environ }, parseEnv(file).values);
+  return loadConfig(machineEnv({ ...process.env, ...environ }), parseEnv(file).values);
 }
 
 /** Where a caller on this machine finds the server. */

@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { test, type TestContext } from 'node:test';
 import { promisify } from 'node:util';
 import { needs } from '../needs.ts';
-import { noScratchMachine, ScratchMachine } from './scratch-machine.ts';
+import { noScratchMachine, ScratchMachine, type Outcome } from './scratch-machine.ts';
 
 const app = '/home/claude/claude-api';
 const install = 'cd /root/copy && ./install.sh';
@@ -19,6 +19,17 @@ async function chat(machine: ScratchMachine, prompt: string, sessionId?: string)
   const body = JSON.stringify({ prompt, user_id: 1, ...(sessionId && { session_id: sessionId }) });
   const headers = `-H "Authorization: Bearer $(${readKey})" -H 'Content-Type: application/json'`;
   return JSON.parse(await machine.must(`curl -s --max-time 20 127.0.0.1:8001/api/v1/chat ${headers} -d '${body}'`)) as Record<string, unknown>;
+}
+
+/** The addresses that are listened at, as the kernel's table of IPv4 writes them. */
+async function listeners(machine: ScratchMachine, port: number): Promise<string> {
+  return machine.must(`awk '$4 == "0A" { print $2 }' /proc/net/tcp | sed -n 's/:${port.toString(16).toUpperCase().padStart(4, '0')}$//p'`);
+}
+
+/** What the curl line of the last screen answers, as a person would paste it. */
+async function tried(machine: ScratchMachine, said: string): Promise<Record<string, unknown>> {
+  const line = /^ {2}curl [^]*?}'$/m.exec(said)?.[0] ?? assert.fail(said);
+  return JSON.parse(await machine.must(`sudo() { "$@"; }; export -f sudo; ${line} -s --max-time 20`)) as Record<string, unknown>;
 }
 
 test('install.sh and the other scripts pass shellcheck', { skip: needs(['shellcheck'], 'checks the scripts') }, async () => {
@@ -50,6 +61,8 @@ onMachine('one command, and it serves; a second one changes nothing', async (mac
   const { status, stdout, stderr } = await machine.run(install);
   assert.equal(status, 0, stdout + stderr);
   assert.match(stdout, /claude-api runs as the user claude and answers at http:\/\/127\.0\.0\.1:8001/);
+  assert.match(stdout, /listens on +127\.0\.0\.1, port 8001\n/);
+  assert.equal(await listeners(machine, 8001), '0100007F', 'this machine only');
   assert.match(stdout, /no Claude login yet[^]*ANTHROPIC_API_KEY[^]*claude setup-token[^]*sudo -u claude -H /);
 
   const key = await machine.must(readKey);
@@ -70,6 +83,7 @@ onMachine('one command, and it serves; a second one changes nothing', async (mac
 
   await machine.must(`echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && systemctl restart claude-api && sleep 1`);
   const first = await chat(machine, 'hello');
+  assert.equal(typeof (await tried(machine, stdout))['content'], 'string', 'the line to try answers');
   assert.equal(typeof first['content'], 'string');
 
   const [before, calls] = [await machine.state(), await machine.must('grep -c . /run/stub/npm-calls')];
@@ -121,9 +135,9 @@ onMachine('an update that fails leaves the old version running', async (machine)
     assert.match(stderr, message);
   };
 
-  await fails('echo "const x: number = 1 +" >> /root/broken/src/main.ts', /error TS[^]*error: the build failed\nWhat the lines above say[^]*The service runs as before\./);
+  await fails('echo "const x: number = 1 +" >> /root/broken/src/main.ts', /error TS[^]*error: the build failed\nThe steps above[^]*The service runs as before\./);
   await unchanged(before.pid);
-  await fails('echo ci > /run/stub/npm-fails; echo "// n" >> /root/broken/src/main.ts', /ENOTFOUND[^]*error: npm ci failed\nWhat the lines above say[^]*The service runs as before/);
+  await fails('echo ci > /run/stub/npm-fails; echo "// n" >> /root/broken/src/main.ts', /ENOTFOUND[^]*error: npm ci failed\nThe steps above[^]*The service runs as before/);
   await unchanged(before.pid);
   await machine.must('rm /run/stub/npm-fails');
   // Built, but it does not come up.
@@ -157,23 +171,24 @@ onMachine('an update that is interrupted goes back to the old version, at once o
 
 onMachine('two at once do not meet', async (machine) => {
   const { status, stderr } = await machine.run(`flock /run/claude-api-install.lock sleep 5 & sleep 0.5; ${install}`);
-  assert.deepEqual([status, /another install\.sh is at work/.test(stderr)], [1, true]);
+  assert.deepEqual([status, /another install\.sh is running/.test(stderr)], [1, true]);
 });
 
 onMachine('what goes wrong at each step of a first run is said, with what remains, and the next run goes on', async (machine) => {
   for (const [word, message] of [
-    ['claude-code@', /npm install @anthropic-ai\/claude-code@\S+ failed\nWhat the lines above say was done before stays so/],
-    ['ci ', /npm ci failed\nWhat the lines above say was done before stays so/],
+    ['claude-code@', /npm install @anthropic-ai\/claude-code@\S+ failed\nThe steps above were completed and are kept/],
+    ['ci ', /npm ci failed\nThe steps above were completed and are kept/],
   ] as const) {
     await machine.must(`echo '${word}' > /run/stub/npm-fails`);
-    const { status, stderr } = await machine.run(install);
+    const { status, stderr } = await machine.run(`${install} --port 8001`);
     assert.equal(status, 1);
     assert.match(stderr, message);
+    assert.match(stderr, /are kept\. To go on: sudo \.\/install\.sh --port 8001\. To remove all of it, add --purge\.\n$/);
   }
   await machine.must('rm /run/stub/npm-fails');
   await machine.must('echo "process.exit(1);" > /root/copy/src/main.ts');
   const silent = await machine.run(install);
-  assert.match(silent.stderr, /the service is installed, but does not answer[^]*What the lines above say was done before stays so/);
+  assert.match(silent.stderr, /the service is installed, but does not answer[^]*The steps above were completed and are kept/);
   await machine.must(`cp /checkout/src/main.ts /root/copy/src/ && ${install}`);
 });
 
@@ -185,7 +200,7 @@ onMachine('a .env that the server would not start with is refused before anythin
   assert.match((await machine.run(install)).stderr, /CLAUDE_API_KEY: missing; add the line CLAUDE_API_KEY=[0-9a-f]{64}\n/);
   assert.equal(await machine.must('grep -c ^restart /run/stub/calls || true'), '0');
   await machine.must(`(node -e 'require("net").createServer().listen(9100)' & echo $! > /run/stub/other) >/dev/null 2>&1; sleep 0.5; echo CLAUDE_API_KEY=9f2c41d07be85a36c0d1e7f4a8b95263 >> ${app}/.env`);
-  assert.match((await machine.run(install)).stderr, /port 9100 is taken by another program: stop that, or set another PORT in/);
+  assert.match((await machine.run(install)).stderr, /port 9100 is taken by another program: stop it, or set another PORT in/);
   await machine.must(`kill $(cat /run/stub/other) && ${install}`);
 
   const [pid, release] = [await machine.must('cat /run/stub/pid'), await machine.must(`readlink ${app}/current`)];
@@ -224,7 +239,7 @@ onMachine('all that is wrong with a machine is said at once, and nothing is chan
   const before = await machine.state();
   const { status, stderr, stdout } = await machine.run(install);
   assert.equal(status, 1, stdout);
-  for (const message of [/systemd does not run here/, /LICENSE is missing/, /there is another claude-api\.service/, /\/home\/claude is there, but no user claude/, /port 8001 is taken/, /Nothing was changed/]) {
+  for (const message of [/systemd is not running on this machine/, /LICENSE is missing/, /there is another claude-api\.service/, /\/home\/claude is there, but no user claude/, /port 8001 is taken/, /Nothing was changed/]) {
     assert.match(stderr, message);
   }
   assert.equal(stderr.split('\n').filter((line) => line.startsWith('install.sh: error: ')).length, 5);
@@ -237,11 +252,12 @@ onMachine('all that is wrong with a machine is said at once, and nothing is chan
     ['a port of root', `${install} --port 80`, 2, /--port: expected 1024/],
     ['a user with a blank', `${install} --user 'a b'`, 2, /--user: expected/],
     ['a user with a slash', `${install} --user ../root`, 2, /--user: expected/],
+    ['an address with a blank', `${install} --host '0.0.0.0 #'`, 2, /--host: expected/],
     ['root', `${install} --user root`, 1, /must not run as root/],
     ['a version that is none', `${install} --claude '$(id)'`, 2, /--claude: expected/],
     ['a value where none belongs', `${install} --purge=yes`, 2, /unknown option yes/],
     ['no login to copy', `${install} --copy-login`, 1, /--copy-login: neither root/],
-    ['not root', 'chmod 755 /root; cd /root/copy && setpriv --reuid 65534 --clear-groups bash ./install.sh', 1, /must run as root, and changed nothing; try: sudo/],
+    ['not root', 'chmod 755 /root; cd /root/copy && setpriv --reuid 65534 --clear-groups bash ./install.sh --port 9000 --claude latest', 1, /must run as root, and changed nothing; try: sudo \.\/install\.sh --port 9000 --claude latest\n/],
     ['another shell', 'cd /root/copy && sh ./install.sh', 2, /needs bash/],
   ];
   for (const [name, command, expected, message] of refused) {
@@ -256,23 +272,42 @@ onMachine('all that is wrong with a machine is said at once, and nothing is chan
 onMachine('--dry-run says what would be done, and does none of it', async (machine) => {
   const before = await machine.state();
   const said = await machine.must(`${install} --dry-run`);
-  for (const step of [/making the user claude/, /installing the Claude CLI/, /building claude-api/, /making .*\.env with a new key/, /starting the service/]) assert.match(said, step);
+  for (const step of ['make the user claude', 'install the Claude CLI', 'build claude-api', `make ${app}/.env with a new key`, 'start the service']) assert.match(said, new RegExp(`^would: ${step}`, 'm'));
   assert.equal(await machine.state(), before);
+  // Nor does it need root, and says what it cannot see then.
+  const nobody = (args: string): Promise<Outcome> => machine.run(`chmod 755 /root && cd /root/copy && setpriv --reuid 65534 --regid 65534 --clear-groups bash ./install.sh --dry-run ${args}`);
+  const traces = 'ls -A /run/claude-api-install.lock /tmp /var/tmp 2>&1';
+  const emptied = await machine.must(`rm -f /run/claude-api-install.lock; ${traces}; true`);
+  const free = await nobody('--port 9000');
+  assert.deepEqual([free.status, free.stderr], [0, '']);
+  assert.match(free.stdout, /^would: make the user claude/);
+  assert.equal(await machine.must(`${traces}; true`), emptied);
+
   await machine.must(install);
   const installed = await machine.state();
-  assert.match(await machine.must(`${install} --purge --dry-run`), /would be: stopping[^]*would be: removing the code[^]*would be: removing the user claude/);
+  assert.match(await machine.must(`${install} --purge --dry-run`), /would: stop and remove[^]*would: remove the code[^]*would: remove the user claude/);
+  assert.match(await machine.must(`${install} --dry-run`), /^==> nothing to change$/m);
+  const blind = await nobody('--port 9000');
+  assert.match(blind.stderr, /only root sees what is in \/home\/claude already: sudo \.\/install\.sh --dry-run --port 9000\n/);
+  assert.equal(blind.status, 0, blind.stderr);
   assert.equal(await machine.state(), installed);
 });
 
 onMachine('a folder with blanks, another port, and a .env of the operator', async (machine) => {
   await machine.must(`mv /root/copy "/root/my  copy's" && printf 'CLAUDE_API_KEY="9f2c41d07be8#5a36c0d1e7f4a8b95263"\\nHOST=::\\nPORT=9100\\n' > "/root/my  copy's/.env"`);
   const said = await machine.must(`cd / && "/root/my  copy's/install.sh"`);
-  assert.match(said, /answers at http:\/\/\[::1\]:9100/);
+  assert.match(said, /answers at http:\/\/\[::1\]:9100\n\n +listens on +::, port 9100\n/);
+  assert.equal(typeof (await tried(machine, said))['content'], 'string', 'a quoted key too');
+  assert.equal(await machine.must(`cmp ${app}/.env "/root/my  copy's/.env" && echo as it was`), 'as it was');
   assert.equal(await machine.must(`stat -c '%a %U:%G' ${app}/.env`), '640 root:claude');
   await machine.must(`${app}/current/install.sh --purge; mv "/root/my  copy's" /root/copy; rm /root/copy/.env`);
-  assert.match(await machine.must(`${install} --port=9200`), /answers at http:\/\/127.0.0.1:9200/);
-  const other = await machine.run(`${install} --port 9300`);
-  assert.deepEqual([other.status, /--port counts for a new \.env only/.test(other.stderr)], [1, true]);
+  assert.match(await machine.must(`${install} --port=9200 --host 0.0.0.0`), /answers at http:\/\/127.0.0.1:9200\n\n +listens on +0\.0\.0\.0, port 9200/);
+  assert.equal(await listeners(machine, 9200), '00000000');
+  for (const [option, value] of [['port', '9300'], ['host', '127.0.0.1']] as const) {
+    const other = await machine.run(`${install} --${option} ${value}`);
+    assert.deepEqual([other.status, other.stderr.includes(`--${option} counts for a new .env only: set ${option.toUpperCase()}=${value} in ${app}/.env`)], [1, true], other.stderr);
+  }
+  assert.match(await machine.must(`${install} --port 9200 --host 0.0.0.0`), /nothing to change/);
   // Addresses that are no part of a URL as they stand, and what "systemctl edit" added; an .env that came over from elsewhere.
   await machine.must(`echo HOST=::1 >> ${app}/.env && chmod 600 ${app}/.env && chown root:root ${app}/.env && systemctl restart claude-api; true`);
   assert.match(await machine.must(install), /answers at http:\/\/\[::1\]:9200/);
@@ -283,7 +318,7 @@ onMachine('a folder with blanks, another port, and a .env of the operator', asyn
   await machine.must(`${install} --purge && mkdir -p /opt/claude-api/.git && useradd -d /home/claude -m claude && echo PORT=9000 > /root/copy/.env`);
   const refused = await machine.run(install);
   assert.equal(refused.status, 1);
-  assert.match(refused.stderr, /\/opt\/claude-api is where the server goes, and is or holds something else/);
+  assert.match(refused.stderr, /\/opt\/claude-api is where the server goes, but something else is there/);
 });
 
 onMachine('a user that is there already serves, and survives --purge', async (machine) => {
@@ -309,7 +344,7 @@ onMachine('what is not ours is not removed', async (machine) => {
 });
 
 onMachine('a damaged release is built anew, and --purge ends what its user still runs', async (machine) => {
-  await machine.must(`${install} && rm ${app}/current/dist/server.js && ${install} | grep building`);
+  await machine.must(`${install} && rm ${app}/current/dist/server.js && ${install} | grep build`);
   assert.equal(await machine.must('curl -s 127.0.0.1:8001/health'), '{"status":"ok"}');
   await machine.run('(setsid runuser -u claude -- sleep 100 &) >/dev/null 2>&1 </dev/null; sleep 0.3');
   await machine.must(`${install} --purge`);
@@ -319,7 +354,7 @@ onMachine('a damaged release is built anew, and --purge ends what its user still
 onMachine('a login is offered, and copied when asked, through no link', async (machine) => {
   await machine.must('mkdir /root/.claude && echo "{\\"secret\\":1}" > /root/.claude/.credentials.json && chmod 600 /root/.claude/.credentials.json');
   const said = await machine.must(install);
-  assert.match(said, /a copy +of \/root\/\.claude\/\.credentials\.json: run install\.sh again with --copy-login/);
+  assert.match(said, /a copy +of \/root\/\.claude\/\.credentials\.json: sudo \.\/install\.sh --copy-login/);
   const copied = await machine.must(`${install} --copy-login`);
   assert.match(copied, /found: credentials file/);
   assert.equal(await machine.must("stat -c '%a %U' /home/claude/.claude/.credentials.json; cat /home/claude/.claude/.credentials.json"), '600 claude\n{"secret":1}');
@@ -345,7 +380,7 @@ onMachine('"curl … | sudo bash" takes the code from the address, also where th
   await machine.must('cp -L /usr/local/bin/node /root/node && umount /usr/local/bin/node && rm -f /usr/local/bin/node /usr/bin/node && ln -s /root/node /usr/local/bin/node');
   await machine.must("printf '#!/bin/sh\\necho v9.11.2\\n' > /usr/bin/node && chmod 755 /usr/bin/node");
   const said = await machine.must('cd / && cat /tmp/install.sh | bash -s -- --port 9000', { CLAUDE_API_SOURCE: 'file:///tmp/source.tar.gz' });
-  assert.match(said, /installing Node\.js \d+ into \/home\/claude\/claude-api\/node\n/);
+  assert.match(said, /install Node\.js \d+ into \/home\/claude\/claude-api\/node\n/);
   assert.match(said, /answers at http:\/\/127\.0\.0\.1:9000/);
   assert.match(await machine.must(`readlink ${app}/current/bin/node`), /^\/home\/claude\/claude-api\/node\//);
   assert.match(await machine.must(`${app}/current/install.sh`), /nothing to change/);
