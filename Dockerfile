@@ -29,6 +29,6 @@ USER claude
 VOLUME /home/claude
 EXPOSE 8001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s \
-    CMD ["node", "-e", "fetch(`http://127.0.0.1:${process.env.PORT || 8001}/health`).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
+    CMD ["node", "dist/ask.js", "health"]
 ENTRYPOINT ["tini", "--"]
 CMD ["node", "dist/main.js"]
