@@ -58,6 +58,11 @@ export class Connection {
     this.#socket.pause();
   }
 
+  /** Sends nothing more, but would still read; the connection must have been opened with `allowHalfOpen`. */
+  endSide(): void {
+    this.#socket.end();
+  }
+
   /** Leaves without a word, as a killed program does. */
   hangUp(): void {
     this.#socket.destroy();

@@ -51,6 +51,17 @@ export function answerBroken(server: Server, answering: WeakMap<Duplex, Exchange
     socket.on('close', () => clearTimeout(timer));
   };
 
+  const refuseBehind = (exchange: Exchange | undefined, socket: Duplex, problem: Problem): void => {
+    if (exchange === undefined) refuse(socket, problem);
+    else exchange.res.on('close', () => refuse(socket, problem));
+  };
+
+  // Here Node takes its own listeners off the socket; without a listener of ours it only closes it.
+  server.on('connect', (_req, socket) => {
+    socket.on('error', () => {}).resume();
+    refuseBehind(answering.get(socket), socket, new Problem('not_found', 'This is no proxy: CONNECT leads nowhere.'));
+  });
+
   server.on('clientError', (error: NodeJS.ErrnoException, socket) => {
     const exchange = answering.get(socket);
     const does = reaction({
@@ -62,8 +73,7 @@ export function answerBroken(server: Server, answering: WeakMap<Duplex, Exchange
     refused.add(socket);
     const problem = connectionProblem(error.code);
     if (does === 'destroy') socket.destroy();
-    if (does === 'refuse') refuse(socket, problem);
-    if (does === 'refuse_later') exchange?.res.on('close', () => refuse(socket, problem));
+    if (does === 'refuse' || does === 'refuse_later') refuseBehind(exchange, socket, problem);
     if (does === 'answer' && exchange !== undefined) {
       exchange.res.setHeader('Connection', 'close');
       answerProblem(exchange, problem, log);

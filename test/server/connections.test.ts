@@ -52,6 +52,39 @@ test('garbage: a caller who keeps its side open is cut off all the same', async 
   });
 });
 
+const connectBytes = 'CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n';
+
+test('a CONNECT request gets no tunnel, but a problem, and the connection ends', async (t) => {
+  const stage = await start(t);
+  const connection = await stage.connect();
+  connection.send(`${connectBytes}${'x'.repeat(100_000)}`);
+  const reply = await connection.answer('the refusal');
+  assert.deepEqual([reply.status, JSON.parse(reply.body).code, reply.headers.get('connection')], [404, 'not_found', 'close']);
+  assert.equal(await connection.ended(), '');
+  assert.deepEqual(stage.lines.map(({ event, code, remote }) => [event, code, remote]), [['request', 'not_found', '127.0.0.1']]);
+});
+
+test('a CONNECT behind a request that runs is refused when that one has its answer', async (t) => {
+  const turn = latch();
+  const stage = await start(t, { run: () => turn.opened.then(() => answer) });
+  const connection = await stage.connect();
+  connection.send(Buffer.concat([chat(), Buffer.from(connectBytes)]));
+  await until('the turn', () => stage.signals[0]);
+  turn.open();
+  assert.equal((await connection.answer('the answer')).status, 200);
+  assert.equal((await connection.answer('the refusal')).status, 404);
+  await connection.ended();
+});
+
+test('a caller of CONNECT who hangs up, or never ends its side, is forgotten', async (t) => {
+  const stage = await start(t, { timeouts: { headersMs: 100 } });
+  const [gone, lasting] = [await stage.connect(), await stage.connect({ allowHalfOpen: true })];
+  for (const connection of [gone, lasting]) connection.send(connectBytes);
+  gone.hangUp();
+  await lasting.answer('the refusal');
+  await until('both connections to be closed', () => (stage.connections === 0 ? true : undefined));
+});
+
 test('none of very many headers is overlooked', async (t) => {
   const stage = await start(t);
   const many = Array<string>(1500).fill('x:');

@@ -17,6 +17,23 @@ test('a caller who hangs up aborts its turn, which is logged as 499', async (t) 
   assert.equal(stage.lines.length, 1);
 });
 
+test('a caller who ends its side is taken for gone, as nothing else tells one that was killed, but has its answer where that takes no time', async (t) => {
+  const stage = await start(t, { run: untilAborted });
+  const connection = await stage.connect({ allowHalfOpen: true });
+  connection.send(chat());
+  const signal = await until('the turn', () => stage.signals[0]);
+  connection.endSide();
+  await until('the abort', () => (signal.aborted ? true : undefined));
+  assert.equal(await connection.ended(), '');
+  for (const [bytes, status] of [[requestBytes('GET /health'), 200], [requestBytes('GET /nothing'), 404], [chat(good, [asJson]), 401]] as const) {
+    const brief = await stage.connect({ allowHalfOpen: true });
+    brief.send(bytes);
+    brief.endSide();
+    assert.equal((await brief.answer('an answer')).status, status);
+    await brief.ended();
+  }
+});
+
 test('a caller who hangs up aborts every turn it asked for without waiting', async (t) => {
   const stage = await start(t, { run: untilAborted });
   const connection = await stage.connect();

@@ -46,14 +46,6 @@ test('OPTIONS names the methods of a path, and * those of the server', async (t)
   await assertProblem(stage, requestBytes('OPTIONS /nothing'), 404, 'not_found');
 });
 
-test('a CONNECT request gets no tunnel', async (t) => {
-  const stage = await start(t);
-  const connection = await stage.connect();
-  connection.send('CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n');
-  assert.doesNotMatch(await connection.ended(), /^HTTP\/1\.1 2/);
-  assert.equal((await fetch(`${stage.url}/health`)).status, 200);
-});
-
 test('an Upgrade is ignored', async (t) => {
   const stage = await start(t);
   assert.equal((await stage.ask(requestBytes('GET /health', ['Connection: Upgrade', 'Upgrade: websocket']))).status, 200);

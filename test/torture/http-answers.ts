@@ -91,7 +91,7 @@ export function checkAnswer(sent: Sent, answer: Answer): string {
   assert.ok(right.includes(sent.isHead ? String(status) : said), `wants ${sent.right.join(' or ')}, got ${said}: ${body.slice(0, 300)}`);
   assert.ok(!body.includes(apiKey), 'the key is in the answer');
   if (isStream) assert.ok(sent.streams, 'nobody asked for a stream');
-  const isRefusedUnheard = name === '400 malformed_request' || name.startsWith('431') || name.startsWith('408');
+  const isRefusedUnheard = name === '400 malformed_request' || name.startsWith('431') || name.startsWith('408') || (sent.isUnheard && name === '404 not_found');
   const requestId = headers.get('x-request-id') ?? '';
   if (sent.requestId !== undefined && !isRefusedUnheard) assert.equal(requestId, sent.requestId);
   else if (requestId !== sent.requestId) assert.match(requestId, /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/);

@@ -14,8 +14,6 @@ export interface Sent {
   readonly ends: 'yes' | 'maybe' | 'no';
   /** Whether it never becomes a request, so that the server reads on until the answer has been taken. */
   readonly isUnheard: boolean;
-  /** Whether the connection may end without any answer to it and to those that wait. */
-  readonly mayBeCut: boolean;
   /** Whether the server waits for more, so that nobody else can follow on the connection. */
   readonly isUnfinished: boolean;
   /** Whether what follows its answer is garbage to the server, which it may say once. */
@@ -133,8 +131,7 @@ export function makeRequest(chance: Chance, world: World): Sent {
     headBytes: head.length,
     isHead: draft.method === 'HEAD',
     ends: isRefused || isCut || draft.isClosing ? 'yes' : mayBeRefused ? 'maybe' : 'no',
-    isUnheard: flaw === 'line' || flaw === 'size',
-    mayBeCut: flaw === 'connect',
+    isUnheard: flaw === 'line' || flaw === 'size' || flaw === 'connect',
     isUnfinished: flaw === 'long',
     leavesGarbage: flaw === 'chunks' || isCut,
     mayContinue: draft.isExpecting,
@@ -215,7 +212,7 @@ function rightAnswers(draft: Draft, world: World): { right: readonly string[]; c
     // Whether the flaw is met before the answer is chance.
     chunks: [...(onHead !== undefined || isTooLarge ? usual : []), malformed, '431 headers_too_large'],
     long: onHead !== undefined || isTooLarge ? usual : [],
-    connect: [],
+    connect: ['404 not_found', malformed],
   };
   return { right: right[flaw], content: onHead === undefined ? onBody.content : undefined };
 }
