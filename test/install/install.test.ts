@@ -140,8 +140,9 @@ onMachine('an update that fails leaves the old version running', async (machine)
   await fails('echo ci > /run/stub/npm-fails; echo "// n" >> /root/broken/src/main.ts', /ENOTFOUND[^]*error: npm ci failed\nThe steps above[^]*The service runs as before/);
   await unchanged(before.pid);
   await machine.must('rm /run/stub/npm-fails');
-  // Built, but it does not come up.
-  await fails('echo "console.error(\'broken at start\'); process.exit(1);" > /root/broken/src/main.ts', /broken at start[^]*the old one runs again/);
+  // Built, but it does not come up. The old one is of a version that had no ask.js, as 0.1.0.
+  await machine.must(`rm ${app}/current/dist/ask.js`);
+  await fails('echo "console.error(\'broken at start\'); process.exit(1);" > /root/broken/src/main.ts', /broken at start(?![^]*it does not answer either)[^]*the old one runs again/);
   await unchanged();
   // The CLI of the new version cannot be had, or does not run.
   await fails('sed -i "s/^claude_version=.*/claude_version=2.1.999/" /root/broken/install.sh; echo 2.1.999 > /run/stub/npm-fails', /npm install @anthropic-ai\/claude-code@2.1.999 failed/);
@@ -379,7 +380,11 @@ onMachine('"curl … | sudo bash" takes the code from the address, also where th
   // A Node of somebody's home is hidden from the service, and so does not count; nor does one that is too old.
   await machine.must('cp -L /usr/local/bin/node /root/node && umount /usr/local/bin/node && rm -f /usr/local/bin/node /usr/bin/node && ln -s /root/node /usr/local/bin/node');
   await machine.must("printf '#!/bin/sh\\necho v9.11.2\\n' > /usr/bin/node && chmod 755 /usr/bin/node");
-  const said = await machine.must('cd / && cat /tmp/install.sh | bash -s -- --port 9000', { CLAUDE_API_SOURCE: 'file:///tmp/source.tar.gz' });
+  const source = { CLAUDE_API_SOURCE: 'file:///tmp/source.tar.gz' };
+  const before = await machine.must('ls -A /tmp /var/tmp /home');
+  assert.match(await machine.must('cd / && cat /tmp/install.sh | bash -s -- --dry-run', source), /^==> downloading[^]*^would: start the service/m);
+  assert.equal(await machine.must('ls -A /tmp /var/tmp /home'), before, 'nothing of the download is left');
+  const said = await machine.must('cd / && cat /tmp/install.sh | bash -s -- --port 9000', source);
   assert.match(said, /install Node\.js \d+ into \/home\/claude\/claude-api\/node\n/);
   assert.match(said, /answers at http:\/\/127\.0\.0\.1:9000/);
   assert.match(await machine.must(`readlink ${app}/current/bin/node`), /^\/home\/claude\/claude-api\/node\//);
