@@ -51,11 +51,11 @@ export const refusedTypes: ReadonlyArray<readonly string[]> = [
 
 export const invalid: ReadonlyArray<readonly [string, Json | string, Readonly<Record<string, RegExp>>]> = [
   ['nothing at all', {}, { prompt: /is required/, user_id: /is required/ }],
-  ['every field wrong and one unknown', { prompt: 5, user_id: '1', session_id: 7, sesion_id: 's-1' }, { prompt: /string/, user_id: /integer/, session_id: /null for a new dialogue/, sesion_id: /not known/ }],
-  ['a misspelt session_id', { ...good, sessionid: 's-1' }, { sessionid: /not known/ }],
-  ['an unknown field that is null', { ...good, x: null }, { x: /not known/ }],
-  ['two unknown fields', { ...good, a: 1, b: 2 }, { a: /not known/, b: /not known/ }],
-  ['an unknown field with an odd name', '{"prompt":"x","user_id":1,"__proto__":{"user_id":2},"constructor":1}', { ['__proto__']: /not known/, constructor: /not known/ }],
+  ['every field wrong and one unknown', { prompt: 5, user_id: '1', session_id: 7, sesion_id: 's-1' }, { prompt: /string/, user_id: /integer/, session_id: /null for a new dialogue/, sesion_id: /^Unknown field "sesion_id"; did you mean "session_id"\?$/ }],
+  ['a misspelt session_id', { ...good, sessionid: 's-1' }, { sessionid: /did you mean "session_id"\?/ }],
+  ['an unknown field that is null', { ...good, x: null }, { x: /^Unknown field "x"\.$/ }],
+  ['two unknown fields', { ...good, a: 1, b: 2 }, { a: /Unknown/, b: /Unknown/ }],
+  ['an unknown field with an odd name', '{"prompt":"x","user_id":1,"__proto__":{"user_id":2},"constructor":1}', { ['__proto__']: /Unknown/, constructor: /Unknown/ }],
   ['a prompt that is null', { ...good, prompt: null }, { prompt: /string/ }],
   ['a prompt that is a list', { ...good, prompt: ['x'] }, { prompt: /string/ }],
   ['an empty prompt', { ...good, prompt: '' }, { prompt: /empty/ }],
@@ -68,7 +68,7 @@ export const invalid: ReadonlyArray<readonly [string, Json | string, Readonly<Re
     (value) => [`user_id ${value}`, `{"prompt":"x","user_id":${value}}`, { user_id: /integer from 1 to 9007199254740991/ }] as const,
   ),
   ...['', '-a', '_a', 'a.b', 'a/b', '../a', 'a b', ' a', 'a\n', 'a\0', 'ż', 'a'.repeat(129)].map(
-    (value) => [`session_id ${JSON.stringify(value)}`, { ...good, session_id: value }, { session_id: /session_id of an earlier answer/ }] as const,
+    (value) => [`session_id ${JSON.stringify(value)}`, { ...good, session_id: value }, { session_id: /that of an earlier answer/ }] as const,
   ),
-  ...[0, 7, true, [], {}, ['s-1']].map((value) => [`session_id ${JSON.stringify(value)}`, { ...good, session_id: value }, { session_id: /session_id of an earlier answer/ }] as const),
+  ...[0, 7, true, [], {}, ['s-1']].map((value) => [`session_id ${JSON.stringify(value)}`, { ...good, session_id: value }, { session_id: /that of an earlier answer/ }] as const),
 ];

@@ -4,6 +4,7 @@ import { Problem } from '../problem.ts';
 import { sessionIdPattern } from '../turns/sessions.ts';
 
 type Json = Readonly<Record<string, unknown>>;
+/** `detail` is a sentence. */
 type FieldError = { field: string; detail: string };
 
 // A caller that is refused in mid-body gets this much more read and thrown away, so that it sees the answer and may go
@@ -39,17 +40,16 @@ function parseChatRequest(body: Json): ChatRequest {
     ...promptErrors(prompt),
     ...userIdErrors(userId),
     ...sessionIdErrors(sessionId),
-    ...Object.keys(unknown).slice(0, 20).map((field) => ({ field: field.slice(0, 100), detail: 'is not known here; leave it out' })),
+    ...Object.keys(unknown).slice(0, 20).map(unknownField),
   ];
   if (errors.length > 0 || typeof prompt !== 'string' || typeof userId !== 'number') {
-    const detail = errors.map((error) => `${error.field} ${error.detail}`).join('; ');
-    throw new Problem('invalid_request', `${detail}.`, { errors });
+    throw new Problem('invalid_request', errors.map(({ detail }) => detail).join(' '), { errors });
   }
   return { prompt, userId, ...(typeof sessionId === 'string' && { sessionId }) };
 }
 
 function promptErrors(prompt: unknown): FieldError[] {
-  const wrong = (detail: string): FieldError[] => [{ field: 'prompt', detail }];
+  const wrong = (fault: string): FieldError[] => [{ field: 'prompt', detail: `prompt ${fault}.` }];
   if (prompt === undefined) return wrong('is required');
   if (typeof prompt !== 'string') return wrong('must be a string');
   if (prompt.trim() === '') return wrong('must not be empty');
@@ -59,15 +59,36 @@ function promptErrors(prompt: unknown): FieldError[] {
 }
 
 function userIdErrors(userId: unknown): FieldError[] {
-  if (userId === undefined) return [{ field: 'user_id', detail: 'is required' }];
+  if (userId === undefined) return [{ field: 'user_id', detail: 'user_id is required.' }];
   if (Number.isSafeInteger(userId) && Number(userId) >= 1) return [];
-  return [{ field: 'user_id', detail: 'must be an integer from 1 to 9007199254740991' }];
+  return [{ field: 'user_id', detail: 'user_id must be an integer from 1 to 9007199254740991.' }];
 }
 
 function sessionIdErrors(sessionId: unknown): FieldError[] {
   if (sessionId === undefined || sessionId === null) return [];
   if (typeof sessionId === 'string' && sessionIdPattern.test(sessionId)) return [];
-  return [{ field: 'session_id', detail: 'must be the session_id of an earlier answer, or null for a new dialogue' }];
+  return [{ field: 'session_id', detail: 'session_id must be that of an earlier answer, or null for a new dialogue.' }];
+}
+
+const knownFields = ['prompt', 'user_id', 'session_id'];
+
+function unknownField(name: string): FieldError {
+  const field = name.slice(0, 100);
+  const meant = knownFields.find((known) => resembles(field, known));
+  return { field, detail: `Unknown field ${JSON.stringify(field)}${meant === undefined ? '.' : `; did you mean "${meant}"?`}` };
+}
+
+/** Whether a name is the beginning of a known one, or made of the same letters but for two; case and `_` aside. */
+function resembles(name: string, known: string): boolean {
+  const [letters = '', missing = ''] = [name, known].map((text) => text.toLowerCase().replace(/[^a-z]/g, ''));
+  const left = [...missing];
+  let added = 0;
+  for (const letter of letters) {
+    const at = left.indexOf(letter);
+    if (at === -1) added += 1;
+    else left.splice(at, 1);
+  }
+  return letters.length >= 3 && (missing.startsWith(letters) || added + left.length <= 2);
 }
 
 function requireJsonType(req: IncomingMessage): void {

@@ -124,10 +124,11 @@ test('invalid: each wrong field is named, all of them at once, and none else', a
   for (const [title, body, expected] of invalid) {
     const { problem } = await assertProblem(stage, chat(body), 422, 'invalid_request');
     const errors = problem['errors'] as Array<{ field: string; detail: string }>;
+    assert.equal(problem['detail'], errors.map(({ detail }) => detail).join(' '), title);
     assert.deepEqual(errors.map(({ field }) => field), Object.keys(expected), title);
     for (const { field, detail } of errors) {
       assert.match(detail, Object.entries(expected).find(([name]) => name === field)?.[1] ?? /^$/, title);
-      assert.ok(String(problem['detail']).includes(`${field} ${detail}`), title);
+      assert.match(detail, /^[A-Za-z].*[.?]$/, title);
     }
   }
   assert.deepEqual(stage.requests, []);
@@ -139,6 +140,21 @@ test('invalid: the prompt is not quoted, and a thousand unknown fields do not ma
   const { reply } = await assertProblem(stage, chat({ prompt: 'LEAK\0', user_id: 0, session_id: 'LEAK/', ...many }), 422, 'invalid_request');
   assert.ok(!reply.body.includes('LEAK') && !stage.logText.includes('LEAK'));
   assert.ok(reply.body.length < 10_000, `${reply.body.length} characters`);
+});
+
+const guesses: ReadonlyArray<readonly [field: string, known: string | undefined]> = [
+  ['promt', 'prompt'], ['Prompt', 'prompt'], ['prompts', 'prompt'], ['pormpt', 'prompt'],
+  ['userId', 'user_id'], ['user', 'user_id'], ['usre_id', 'user_id'], ['user-id', 'user_id'],
+  ['session', 'session_id'], ['sessionID', 'session_id'], ['session_ids', 'session_id'],
+  ['message', undefined], ['id', undefined], ['model', undefined], ['u', undefined], ['', undefined], ['user_id'.repeat(5), undefined],
+];
+
+test('an unknown field is answered with the known one it resembles, if there is one', async (t) => {
+  const stage = await start(t);
+  for (const [field, known] of guesses) {
+    const { problem } = await assertProblem(stage, chat({ ...good, [field]: 1 }), 422, 'invalid_request');
+    assert.equal(problem['detail'], `Unknown field "${field}"${known === undefined ? '.' : `; did you mean "${known}"?`}`);
+  }
 });
 
 test('the edges of user_id and session_id are valid', async (t) => {
