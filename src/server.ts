@@ -1,7 +1,8 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { answerBroken } from './http/broken.ts';
-import { answerRequest, exchangeOf, type Exchange, type RouteOptions } from './http/routes.ts';
+import { exchangeOf, type Exchange } from './http/exchange.ts';
+import { answerRequest, type RouteOptions } from './http/routes.ts';
 import type { StreamTimes } from './http/sse.ts';
 
 /** How long a caller may take, in milliseconds. A turn has its own limit. */

@@ -4,7 +4,7 @@ import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type { Log } from '../log.ts';
 import { Problem, problemBody } from '../problem.ts';
-import { answerProblem, type Exchange } from './routes.ts';
+import { answerProblem, type Exchange } from './exchange.ts';
 
 /** A connection on which something arrived that is no request, or nothing in time. */
 export interface BrokenConnection {

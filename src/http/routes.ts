@@ -1,12 +1,12 @@
-import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Verdict } from '../auth.ts';
 import { namedOver } from './accept.ts';
-import { discardBody, readChatRequest } from './body.ts';
+import { readChatRequest } from './body.ts';
+import { answerProblem, levelOf, sendJson, setCommonHeaders, writeProblem, type Exchange } from './exchange.ts';
 import type { Chat, ChatAnswer, ChatEvent, ChatRequest } from '../turns/chat.ts';
 import type { Health } from './health.ts';
 import type { Level, Log } from '../log.ts';
-import { describeBug, Problem, problemBody, problemHeaders, toProblem } from '../problem.ts';
+import { describeBug, Problem, problemBody, toProblem } from '../problem.ts';
 import { EventStream, type StreamTimes } from './sse.ts';
 
 /** What the routes need of the rest of the server. */
@@ -26,14 +26,6 @@ const methodsOf: Readonly<Record<string, readonly string[]>> = {
   '/health': ['GET', 'HEAD'],
   '/api/v1/chat': ['POST'],
 };
-
-/** A request and its answer. */
-export type Exchange = { readonly req: IncomingMessage; readonly res: ServerResponse; readonly requestId: string };
-
-/** A request and its answer, under the caller's own id where that is a sane one, else under a new one. */
-export function exchangeOf(req: IncomingMessage, res: ServerResponse): Exchange {
-  return { req, res, requestId: requestIdOf(req) };
-}
 
 /** Answers one request, whatever it is. Never rejects. */
 export async function answerRequest(exchange: Exchange, options: RouteOptions, times: StreamTimes): Promise<void> {
@@ -140,45 +132,6 @@ function logTurn({ requestId }: Exchange, log: Log, level: Level, { userId, sess
   log(level, 'turn', { request: requestId, user: userId, session: sessionId, status, code, ms: durationMs, cost: costUsd, process: origin, cause });
 }
 
-function levelOf(problem: Problem): Level {
-  if (problem.code === 'internal_error') return 'error';
-  return problem.status >= 500 ? 'warning' : 'info';
-}
-
-/** Answers with a problem, and logs it; does nothing where the answer is out already. */
-export function answerProblem(exchange: Exchange, problem: Problem, log: Log): void {
-  // Refused by its head, while its body turned out to be garbage: one answer is enough.
-  if (exchange.res.writableEnded) return;
-  const event = problem.status === 401 ? 'auth_failed' : 'request';
-  log(levelOf(problem), event, {
-    request: exchange.requestId,
-    status: problem.status,
-    code: problem.code,
-    remote: exchange.req.socket.remoteAddress,
-    cause: describeBug(problem.extras.cause),
-  });
-  writeProblem(exchange, problem);
-}
-
-function writeProblem({ req, res }: Exchange, problem: Problem): void {
-  if (res.headersSent || res.closed) {
-    res.destroy();
-    return;
-  }
-  for (const [name, value] of Object.entries(problemHeaders(problem))) res.setHeader(name, value);
-  // A caller still waiting for "100 Continue" may or may not send its body now; nobody could tell it from a next request.
-  if (req.headers.expect !== undefined && !req.complete) res.setHeader('Connection', 'close');
-  discardBody(req);
-  sendJson(res, problem.status, problemBody(problem), 'application/problem+json');
-}
-
-function sendJson(res: ServerResponse, status: number, body: object, type: string): void {
-  const text = JSON.stringify(body);
-  res.writeHead(status, { 'Content-Type': type, 'Content-Length': Buffer.byteLength(text), 'Cache-Control': 'no-store' });
-  // Node leaves the body out of an answer to HEAD by itself.
-  res.end(text);
-}
-
 function sendOptions(res: ServerResponse, methods: readonly string[]): void {
   const allowed = [...methods, 'OPTIONS'].join(', ');
   res.setHeader('Allow', allowed);
@@ -188,25 +141,6 @@ function sendOptions(res: ServerResponse, methods: readonly string[]): void {
     res.setHeader('Access-Control-Max-Age', '600');
   }
   res.writeHead(204).end();
-}
-
-function setCommonHeaders({ req, res, requestId }: Exchange, corsOrigins: readonly string[]): void {
-  res.setHeader('X-Request-Id', requestId);
-  res.setHeader('X-Content-Type-Options', 'nosniff');
-  // Node drops what it has read behind a request to upgrade, also where nobody upgrades: no next request may be begun there.
-  if (req.headers.upgrade !== undefined) res.setHeader('Connection', 'close');
-  if (corsOrigins.length === 0) return;
-  const isOpen = corsOrigins.includes('*');
-  if (!isOpen) res.setHeader('Vary', 'Origin');
-  const { origin } = req.headers;
-  if (origin === undefined || !(isOpen || corsOrigins.includes(origin))) return;
-  res.setHeader('Access-Control-Allow-Origin', isOpen ? '*' : origin);
-  res.setHeader('Access-Control-Expose-Headers', 'X-Request-Id, Retry-After');
-}
-
-function requestIdOf(req: IncomingMessage): string {
-  const [given = '', ...others] = req.headersDistinct['x-request-id'] ?? [];
-  return others.length === 0 && /^[A-Za-z0-9._:-]{1,128}$/.test(given) ? given : randomUUID();
 }
 
 /** The path of a request target in origin or absolute form (RFC 9112 section 3.2), taken literally: no decoding, no dots. */
