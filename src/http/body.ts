@@ -96,7 +96,8 @@ function requireJsonType(req: IncomingMessage): void {
   const isJson = type === undefined || /^application\/(?:[\w.-]+\+)?json\s*(?:;\s*charset="?utf-8"?\s*)?;?$/i.test(type.trim());
   const isPlain = ['', 'identity'].includes(req.headers['content-encoding']?.toLowerCase() ?? '');
   if (isJson && isPlain) return;
-  throw new Problem('unsupported_media_type', 'Send the body as uncompressed JSON in UTF-8, with the header "Content-Type: application/json".');
+  const detail = 'Send the body as uncompressed JSON in UTF-8, with the header "Content-Type: application/json".';
+  throw new Problem('unsupported_media_type', detail);
 }
 
 function readBytes(req: IncomingMessage, res: ServerResponse, maxBytes: number): Promise<Buffer> {

@@ -26,7 +26,12 @@ export interface HealthMonitor {
  * A monitor of the CLI and the turns it runs. `probeVersion` gives the CLI's version, and throws the Problem that keeps
  * it from running. Looks at nothing before it is asked.
  */
-export function createHealthMonitor(probeVersion: () => Promise<string>, isDraining: () => boolean, log: Log, retryMs = 10_000): HealthMonitor {
+export function createHealthMonitor(
+  probeVersion: () => Promise<string>,
+  isDraining: () => boolean,
+  log: Log,
+  retryMs = 10_000,
+): HealthMonitor {
   let trouble: Problem | undefined;
   let version: string | undefined;
   let turns = 0;

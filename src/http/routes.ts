@@ -3,9 +3,9 @@ import type { Verdict } from '../auth.ts';
 import { namedOver } from './accept.ts';
 import { readChatRequest } from './body.ts';
 import { answerProblem, levelOf, sendJson, setCommonHeaders, writeProblem, type Exchange } from './exchange.ts';
-import type { Chat, ChatAnswer, ChatEvent, ChatRequest } from '../turns/chat.ts';
+import type { Chat, ChatAnswer, ChatEvent } from '../turns/chat.ts';
 import type { Health } from './health.ts';
-import type { Level, Log } from '../log.ts';
+import type { Log } from '../log.ts';
 import { describeBug, Problem, problemBody, toProblem } from '../problem.ts';
 import { EventStream, type StreamTimes } from './sse.ts';
 
@@ -59,13 +59,14 @@ async function sendHealth({ req, res }: Exchange, { auth, health, healthDetails 
 }
 
 async function runChat(exchange: Exchange, options: RouteOptions, times: StreamTimes): Promise<void> {
-  const { req, res } = exchange;
+  const { req, res, requestId } = exchange;
   requireKey(req, options.auth);
   const request = await readChatRequest(req, res, options.maxBodyBytes);
   const startedAt = performance.now();
   const caller = callerSignal(req, res);
   const isStreaming = namedOver(req.headers.accept ?? '', 'text/event-stream', 'application/json');
   const stream = isStreaming ? new EventStream(res, times, caller) : undefined;
+  const { userId: user, sessionId: asked } = request;
   let origin: string | undefined;
   try {
     const answer = await options.chat.run(request, caller, (event) => {
@@ -75,14 +76,16 @@ async function runChat(exchange: Exchange, options: RouteOptions, times: StreamT
     const body = answerBody(answer);
     if (stream === undefined) sendJson(res, 200, body, 'application/json');
     else stream.end('result', body);
-    logTurn(exchange, options.log, 'info', request, { status: 200, origin, ...answer });
+    const { sessionId: session, durationMs: ms, costUsd: cost } = answer;
+    options.log('info', 'turn', { request: requestId, user, session, status: 200, ms, cost, process: origin });
   } catch (error) {
     const problem = toProblem(error);
     if (stream?.isOpen) stream.end('error', problemBody(problem));
     else writeProblem(exchange, problem);
-    const { sessionId, costUsd, durationMs = Math.round(performance.now() - startedAt), cause } = problem.extras;
-    const outcome = caller.aborted ? { status: 499, code: 'caller_gone' } : { status: problem.status, code: problem.code };
-    logTurn(exchange, options.log, levelOf(problem), request, { ...outcome, origin, sessionId, costUsd, durationMs, cause: describeBug(cause) });
+    const { sessionId: session = asked, durationMs: ms = Math.round(performance.now() - startedAt), costUsd: cost } = problem.extras;
+    const { status, code } = caller.aborted ? { status: 499, code: 'caller_gone' } : problem;
+    const [level, cause] = [levelOf(problem), describeBug(problem.extras.cause)];
+    options.log(level, 'turn', { request: requestId, user, session, status, code, ms, cost, process: origin, cause });
   }
 }
 
@@ -109,27 +112,13 @@ function sendEvent(stream: EventStream, event: ChatEvent): void {
 
 function requireKey(req: IncomingMessage, auth: RouteOptions['auth']): void {
   const verdict = auth(req.headersDistinct['authorization'] ?? []);
-  if (verdict === 'missing_api_key') throw new Problem(verdict, 'Send the header "Authorization: Bearer <CLAUDE_API_KEY>".');
-  if (verdict === 'invalid_api_key') throw new Problem(verdict, 'Wrong API key. Send exactly one header "Authorization: Bearer <CLAUDE_API_KEY>".');
+  const header = 'header "Authorization: Bearer <CLAUDE_API_KEY>".';
+  if (verdict === 'missing_api_key') throw new Problem(verdict, `Send the ${header}`);
+  if (verdict === 'invalid_api_key') throw new Problem(verdict, `Wrong API key. Send exactly one ${header}`);
 }
 
 function answerBody({ content, sessionId, costUsd, durationMs }: ChatAnswer): object {
   return { content, session_id: sessionId, cost: costUsd, duration_ms: durationMs };
-}
-
-interface TurnLine {
-  readonly status: number;
-  readonly code?: string;
-  readonly origin?: string | undefined;
-  readonly sessionId?: string | undefined;
-  readonly costUsd?: number | undefined;
-  readonly durationMs?: number | undefined;
-  readonly cause?: string | undefined;
-}
-
-function logTurn({ requestId }: Exchange, log: Log, level: Level, { userId, sessionId: asked }: ChatRequest, line: TurnLine): void {
-  const { status, code, origin, sessionId = asked, costUsd, durationMs, cause } = line;
-  log(level, 'turn', { request: requestId, user: userId, session: sessionId, status, code, ms: durationMs, cost: costUsd, process: origin, cause });
 }
 
 function sendOptions(res: ServerResponse, methods: readonly string[]): void {
