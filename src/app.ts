@@ -9,7 +9,7 @@ import type { Worker } from './cli/worker.ts';
 import type { Config } from './env.ts';
 import { findLogin, logLogin } from './host/login.ts';
 import { claim } from './host/lock.ts';
-import { availableMemoryBytes, defaultCapacity } from './host/memory.ts';
+import { defaultCapacity, openMemory } from './host/memory.ts';
 import { createStorageCheck, logStorage } from './host/storage.ts';
 import { createHealthMonitor } from './http/health.ts';
 import type { Log } from './log.ts';
@@ -121,7 +121,7 @@ function createPool(config: Config, claude: Claude, sessions: Sessions): Pool<Wo
       if (sessionId === undefined) return claude.start(userId);
       return claude.start(userId, { sessionId, totalCostUsd: (await sessions.find(sessionId))?.totalCostUsd ?? 0 });
     },
-    capacity: config.maxWorkers ?? defaultCapacity(availableMemoryBytes()),
+    capacity: config.maxWorkers ?? defaultCapacity(openMemory().totalBytes()),
     queueLimit: config.queueLimit,
     queueTimeoutMs: config.queueTimeoutMs,
     warmMs: config.warmMs,
