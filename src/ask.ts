@@ -2,8 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { get, type IncomingMessage } from 'node:http';
 import { text } from 'node:stream/consumers';
-import { ConfigError, loadConfig, machineEnv, type Config } from './env.ts';
-import { EnvSyntaxError, parseEnv } from './host/dotenv.ts';
+import { ConfigError, machineEnv, parseConfig, type Config } from './env.ts';
 
 // What a script wants to know of the server whose .env lies in the working directory, by the server's own rules. An entry
 // of its own beside main.ts: install.sh and the image's health check run it.
@@ -32,7 +31,7 @@ function parseEnviron(environ: string): Record<string, string> {
 
 function readConfig(environ: Readonly<Record<string, string>>): Config {
   const file = existsSync('.env') ? readFileSync('.env', 'utf8') : '';
-  return loadConfig(machineEnv({ ...process.env, ...environ }), parseEnv(file).values);
+  return parseConfig(machineEnv({ ...process.env, ...environ }), file);
 }
 
 /** Where a caller on this machine finds the server. */
@@ -68,7 +67,6 @@ function fail(status: number, problems: readonly string[]): void {
 }
 
 await main(process.argv.slice(2)).catch((error: unknown) => {
-  if (error instanceof ConfigError) return fail(exitConfig, error.problems);
-  if (error instanceof EnvSyntaxError) return fail(exitConfig, [`.env ${error.message}`]);
+  if (error instanceof ConfigError) return fail(exitConfig, [...error.warnings, ...error.problems]);
   fail(1, [error instanceof Error ? error.message : String(error)]);
 });

@@ -1,7 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { createApp, StartError } from './app.ts';
-import { ConfigError, loadConfig, machineEnv, type Config } from './env.ts';
-import { EnvSyntaxError, parseEnv } from './host/dotenv.ts';
+import { ConfigError, machineEnv, parseConfig, type Config } from './env.ts';
 import { chooseLogFormat, createLog } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
 
@@ -45,14 +44,11 @@ async function readConfig(): Promise<Config> {
     if (errorCode(error) === 'ENOENT') return '';
     throw new ConfigError([`.env: cannot be read (${errorCode(error)})`]);
   });
-  const { values, warnings } = parseEnv(text);
-  const config = loadConfig(machineEnv(process.env), values, process.getuid?.() === 0);
-  return { ...config, warnings: [...warnings.map((warning) => `.env ${warning}`), ...config.warnings] };
+  return parseConfig(machineEnv(process.env), text, process.getuid?.() === 0);
 }
 
 function fail(error: unknown): never {
-  if (error instanceof ConfigError) exit(exitConfig, error.problems);
-  if (error instanceof EnvSyntaxError) exit(exitConfig, [`.env ${error.message}`]);
+  if (error instanceof ConfigError) exit(exitConfig, [...error.warnings.map((warning) => `warning: ${warning}`), ...error.problems]);
   if (error instanceof StartError) exit(1, [error.message]);
   throw error;
 }

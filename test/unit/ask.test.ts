@@ -62,7 +62,7 @@ test('settings: the environment wins over .env, and what stdin has of it over bo
 test('settings: all that keeps the server from starting is named, without values, with exit status 78', async (t) => {
   const wrong = await ask(t, { args: ['settings'], envFile: `CLAUDE_API_KEY=${key}\nPORT=80a\nHOST=256.1.1.1\n` });
   assert.deepEqual([wrong.status, wrong.stdout], [78, '']);
-  assert.match(wrong.stderr, /^HOST: expected [^\n]+\nPORT: expected [^\n]+\n$/);
+  assert.match(wrong.stderr, /^PORT: expected [^\n]+\nHOST: expected [^\n]+\n$/);
   assert.deepEqual(await ask(t, { args: ['settings'], envFile: `A=b\nCLAUDE_API_KEY="${key}\n` }), { status: 78, stdout: '', stderr: '.env line 2: expected a closing "\n' });
 });
 

@@ -4,7 +4,8 @@ import { readdir, readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { loadConfig, settingNames } from '../../src/env.ts';
+import { loadConfig } from '../../src/env.ts';
+import { settings } from '../../src/host/settings.ts';
 import { Problem, problemCodes } from '../../src/problem.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -18,10 +19,17 @@ async function filesIn(folder: string): Promise<string[]> {
 
 const documents = async (): Promise<string[]> => ['README.md', 'CHANGELOG.md', ...(await filesIn('docs'))];
 
-test('README.md and .env.example name every setting', async () => {
+test('README.md has a row for every setting, with its default and its line, and .env.example has the same', async () => {
   const [readme, example] = await Promise.all([read('README.md'), read('.env.example')]);
-  assert.deepEqual(settingNames.filter((name) => !readme.includes(`\`${name}\``)), []);
-  assert.deepEqual(settingNames.filter((name) => !new RegExp(`^(# )?${name}=`, 'm').test(example)), []);
+  const rows = readme.replace(/\[([^\]]+)\]\([^)]+\)/g, '$1').matchAll(/^\| `([A-Z_]+)` \| (.+?) \| (.+) \|$/gm);
+  const documented = Array.from(rows, ([, name, standard = '', doc]) => [name, standard.replaceAll('`', ''), doc]);
+  // What a setting without a value of its own stands for is said in words.
+  const inWords = new Map(documented.map(([name, standard]) => [name, standard]));
+  const table = Object.values(settings).map(({ name, defaultText, doc }) => [name, defaultText || inWords.get(name), doc]);
+  assert.deepEqual(documented, table);
+  const lines = Array.from(example.matchAll(/^(?:# )?([A-Z_]+)=(.*)$/gm), ([, name, value]) => [name, value]);
+  const isOurs = ([name]: readonly (string | undefined)[]): boolean => !/^(ANTHROPIC|CLAUDE_CODE)_/.test(name ?? '');
+  assert.deepEqual(lines.filter(isOurs), Object.values(settings).map(({ name, defaultText }) => [name, defaultText]));
 });
 
 test('docs/api.md has a row for every problem code, with its status, and for no other', async () => {

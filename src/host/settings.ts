@@ -1,0 +1,175 @@
+import { isIP } from 'node:net';
+import { isAbsolute } from 'node:path';
+
+/** What a rule makes of a text. `expected` is written before any text is seen, so a message made of it cannot show one. */
+type Parsed<T> = { readonly value: T } | { readonly expected: string };
+type Rule<T> = (text: string) => Parsed<T>;
+
+/** One setting of the server. */
+interface Setting<T> {
+  readonly name: string;
+  /** As an operator would write it; '' where it is not a value of the setting's own kind. */
+  readonly defaultText: string;
+  readonly rule: Rule<T>;
+  readonly defaultValue: T;
+  /** Its line in README.md. */
+  readonly doc: string;
+}
+
+/** Every setting of the server. A name that ends in _SECONDS counts seconds, its value milliseconds. */
+export const settings = {
+  apiKey: setting('CLAUDE_API_KEY', '', optional(keyRule), 'the key your callers send; make one with `openssl rand -hex 32`'),
+  port: setting('PORT', '8001', integer(0, 65_535), 'the port to listen on; 0 takes any free one'),
+  host: setting(
+    'HOST', '0.0.0.0', hostRule,
+    'the address to listen on; 127.0.0.1 without a key, and in the `.env` that `install.sh` makes',
+  ),
+  turnTimeoutMs: setting('CLAUDE_TIMEOUT_SECONDS', '300', seconds(1, 86_400), 'the longest a turn may run'),
+  maxTurns: setting('CLAUDE_MAX_TURNS', '50', integer(1, 10_000), 'the most agent rounds in one turn'),
+  claudeBinary: setting(
+    'CLAUDE_BINARY_PATH', 'claude',
+    matching(/^[^-~\0][^\0]*$/, 'a command name or a path that does not begin with - or ~'),
+    'a name on PATH, or a path',
+  ),
+  maxWorkers: setting('CLAUDE_MAX_CONCURRENT_REQUESTS', '', optional(integer(1, 1_000)), 'process slots; see Capacity'),
+  queueLimit: setting('CLAUDE_QUEUE_LIMIT', '100', integer(0, 100_000), 'turns that may wait; more are `busy`'),
+  queueTimeoutMs: setting('CLAUDE_QUEUE_SECONDS', '60', seconds(1, 3_600), 'the longest a turn may wait'),
+  warmMs: setting(
+    'CLAUDE_WARM_SECONDS', '300', seconds(0, 86_400), 'how long an idle dialogue keeps its process; 0 keeps none, and no spare',
+  ),
+  model: setting(
+    'CLAUDE_MODEL', '',
+    optional(matching(/^[A-Za-z0-9][A-Za-z0-9._:@/[\]-]*$/, 'a model name such as sonnet or claude-sonnet-4-5')),
+    'such as `sonnet`',
+  ),
+  tools: setting('CLAUDE_TOOLS', 'Read,Write,Edit,Glob,Grep', toolsRule, 'the tools Claude has; `default` for all, empty for none'),
+  allowedTools: setting('CLAUDE_ALLOWED_TOOLS', '', toolsRule, 'tools that need no permission; a bare `Read` means anywhere on disk'),
+  permissionMode: setting(
+    'CLAUDE_PERMISSION_MODE', 'acceptEdits',
+    oneOf('default', 'acceptEdits', 'plan', 'dontAsk', 'auto', 'bypassPermissions'),
+    "one of the CLI's modes",
+  ),
+  settingSources: setting(
+    'CLAUDE_SETTING_SOURCES', 'user', settingSourcesRule,
+    "with `user,project,local` the settings and CLAUDE.md in a user's folder count too",
+  ),
+  stateDir: setting(
+    'CLAUDE_STATE_DIR', '',
+    optional(matching(isStateDir, 'an absolute path (~ and $HOME are not expanded)')),
+    'under systemd its state directory; one server per state folder',
+  ),
+  corsOrigins: setting('CORS_ORIGINS', '', corsOriginsRule, 'comma-separated origins, or `*`'),
+  rateLimitPerMinute: setting('RATE_LIMIT_PER_MINUTE', '0', integer(0, 100_000), 'turns per minute and `user_id`; 0 sets no limit'),
+  // The API itself takes 32 MiB.
+  maxBodyBytes: setting('MAX_BODY_BYTES', '10485760', integer(1_024, 33_554_432), 'the largest body of a request'),
+  drainTimeoutMs: setting(
+    'SHUTDOWN_SECONDS', '30', seconds(0, 3_600), 'how long running turns may finish when the server is told to stop',
+  ),
+} as const;
+
+/** The values of all settings, checked. */
+export type Settings = {
+  readonly [F in keyof typeof settings]: (typeof settings)[F] extends Setting<infer T> ? T : never;
+};
+
+/** The value of every setting, and what is wrong with any, each as `NAME: expected …` without its value. */
+export function readSettings(values: ReadonlyMap<string, string>): { readonly settings: Settings; readonly problems: readonly string[] } {
+  const problems: string[] = [];
+  const read = <T>({ name, rule, defaultValue }: Setting<T>): T => {
+    const text = values.get(name)?.trim();
+    const parsed = text === undefined ? undefined : rule(text);
+    if (parsed === undefined || 'value' in parsed) return parsed === undefined ? defaultValue : parsed.value;
+    // Empty counts as unset, but for the rules that give '' a meaning.
+    if (text !== '') problems.push(`${name}: expected ${parsed.expected}`);
+    return defaultValue;
+  };
+  const entries = Object.entries(settings).map(([field, one]) => [field, read<unknown>(one)]);
+  // The compiler does not follow a table into a record: each field's value comes from that field's own rule.
+  return { settings: Object.fromEntries(entries) as Settings, problems };
+}
+
+function setting<T>(name: string, defaultText: string, rule: Rule<T>, doc: string): Setting<T> {
+  const parsed = rule(defaultText);
+  if ('expected' in parsed) throw new Error(`${name}: its own default is refused`);
+  return { name, defaultText, rule, defaultValue: parsed.value, doc };
+}
+
+/** Empty means that there is none. */
+function optional<T>(rule: Rule<T>): Rule<T | undefined> {
+  return (text) => (text === '' ? { value: undefined } : rule(text));
+}
+
+function integer(min: number, max: number, factor = 1): Rule<number> {
+  const isInRange = (text: string): boolean => /^\d+$/.test(text) && Number(text) >= min && Number(text) <= max;
+  return (text) => (isInRange(text) ? { value: Number(text) * factor } : { expected: `a whole number from ${min} to ${max}` });
+}
+
+/** Seconds in the text, milliseconds as the value. */
+function seconds(min: number, max: number): Rule<number> {
+  return integer(min, max, 1000);
+}
+
+function oneOf(...choices: readonly string[]): Rule<string> {
+  return matching((text) => choices.includes(text), `one of ${choices.join(', ')}`);
+}
+
+function matching(test: RegExp | ((text: string) => boolean), expected: string): Rule<string> {
+  const isRight = test instanceof RegExp ? (text: string) => test.test(text) : test;
+  return (text) => (isRight(text) ? { value: text } : { expected });
+}
+
+// Six letters and more: none is in one of a million random base64 keys.
+const placeholderWords = /change|example|password|placeholder|replace|secret|your[-_ ]/i;
+
+function keyRule(key: string): Parsed<string> {
+  if (!/^[\x21-\x7E]+$/.test(key)) return { expected: 'printable ASCII characters without blanks: it travels in a header' };
+  if (key.length < 16) return { expected: '16 characters or more; `openssl rand -hex 32` prints 64' };
+  if (placeholderWords.test(key)) return { expected: 'a random key, not a placeholder; `openssl rand -hex 32` prints one' };
+  return { value: key };
+}
+
+function hostRule(text: string): Parsed<string> {
+  return isIP(text) !== 0 || isHostName(text) ? { value: text } : { expected: 'an IP address or a host name' };
+}
+
+function isHostName(text: string): boolean {
+  const labels = text.split('.');
+  const isLabel = (label: string): boolean => /^(?!-)[A-Za-z0-9-]{1,63}(?<!-)$/.test(label);
+  // Digits at the end make it an IPv4 address with a mistake in it.
+  return text.length <= 253 && labels.every(isLabel) && !/^\d+$/.test(labels.at(-1) ?? '');
+}
+
+function toolsRule(text: string): Parsed<string> {
+  // Blanks may stand in a rule's parentheses, as in Bash(git log:*).
+  const names = text.replace(/\(.*?\)(?=\s*(?:,|$))/g, '').split(',').map((name) => name.trim());
+  const isRight = !/\p{Cc}/u.test(text) && !names.some((name) => /\s/.test(name));
+  return isRight ? { value: text } : { expected: 'tool names separated by commas, without blanks or control characters in them' };
+}
+
+function settingSourcesRule(text: string): Parsed<string> {
+  const sources = splitList(text);
+  const isRight = sources.every((source) => /^(?:user|project|local)$/.test(source));
+  return isRight ? { value: sources.join(',') } : { expected: 'any of user, project, local, separated by commas, or nothing' };
+}
+
+function isStateDir(text: string): boolean {
+  return isAbsolute(text) && !text.includes('\0');
+}
+
+function corsOriginsRule(text: string): Parsed<readonly string[]> {
+  const origins = splitList(text).map((origin) => origin.replace(/\/$/, ''));
+  if (origins.every((origin) => origin === '*' || isOrigin(origin))) return { value: origins.includes('*') ? ['*'] : origins };
+  const form = 'lower case, no path, no default port';
+  return { expected: `origins such as https://app.example.com (${form}), separated by commas, or *` };
+}
+
+function splitList(text: string): string[] {
+  return text.split(',').map((part) => part.trim()).filter((part) => part !== '');
+}
+
+function isOrigin(text: string): boolean {
+  // A browser's Origin is compared as text, so `https://*.example.com` would be valid here and match nobody.
+  if (!URL.canParse(text) || text.includes('*')) return false;
+  const { protocol, host } = new URL(text); // not .origin: that is "null" for capacitor:// and its like
+  return host !== '' && `${protocol}//${host}` === text;
+}
