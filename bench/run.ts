@@ -118,8 +118,8 @@ async function main(): Promise<void> {
     CLAUDE_STATE_DIR: join(home, 'state'),
   };
   const config = loadConfig(base);
-  const cliEnv = cliEnvironment(config.childEnv);
-  const drive = (name: string): DirectCli => new DirectCli(binary, cliArguments(config, []), cliEnv, join(home, name));
+  const cliEnv = cliEnvironment(config.childEnv, { home: join(home, 'direct'), tmp: tmpdir() });
+  const drive = (name: string): DirectCli => new DirectCli(binary, cliArguments(config), cliEnv, join(home, name));
   const warm = new ServerProcess(base, home);
   const cold = new ServerProcess({ ...base, CLAUDE_WARM_SECONDS: '0', CLAUDE_STATE_DIR: join(home, 'state-cold') }, home);
   await Promise.all([warm.startedMs, cold.startedMs]);

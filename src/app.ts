@@ -19,10 +19,8 @@ import { createShutdown } from './shutdown.ts';
 import { createChat } from './turns/chat.ts';
 import { Pool } from './turns/pool.ts';
 import { createRateLimit } from './turns/rate.ts';
-import { openSessions, type Sessions } from './turns/sessions.ts';
 
-// As long as the CLI itself keeps its transcripts.
-const sessionMaxAgeMs = 30 * 24 * 60 * 60 * 1000;
+const dayMs = 24 * 60 * 60 * 1000;
 
 /** A start that failed; the message is a sentence for the operator, without a stack. */
 export class StartError extends Error {
@@ -51,22 +49,23 @@ interface Surroundings {
  * Throws StartError when the folder cannot be used or another server has it.
  */
 export async function createApp(config: Config, { log, terminal }: Surroundings): Promise<App> {
-  const { sessions, claude } = await openStateFolder(config);
+  const claude = await openStateFolder(config);
   if (!(await claim(`claude-api.${claude.markerPrefix}`))) {
     throw new StartError('another claude-api runs with this CLAUDE_STATE_DIR: stop it, or give this one another');
   }
   const leftovers = await endMarked(claude.markerPrefix);
   if (leftovers > 0) log('warning', 'leftovers', { message: 'ended what an earlier server left running', processes: leftovers });
 
-  const pool = createPool(config, claude, sessions);
+  const pool = createPool(config, claude);
   const closing = new AbortController();
   const { turnTimeoutMs, maxBodyBytes, corsOrigins } = config;
-  const checkStorage = createStorageCheck(config.stateDir, config.childEnv);
+  const { hasSession } = claude.users;
+  const checkStorage = createStorageCheck(config.stateDir);
   const takeTurn = createRateLimit(config.rateLimitPerMinute);
   let isStopping = false;
   const monitor = createHealthMonitor(claude.probeVersion, () => isStopping, log);
   const { onTurnEnd, health } = monitor;
-  const chat = createChat({ pool, sessions, turnTimeoutMs, checkStorage, takeTurn, closing: closing.signal, onTurnEnd, log });
+  const chat = createChat({ pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, closing: closing.signal, onTurnEnd });
   const apiKey = config.apiKey ?? randomBytes(32).toString('hex');
   const version = await readVersion();
   const startedAt = performance.now();
@@ -80,7 +79,8 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
   const auth = createAuth(apiKey);
   const server = createHttpServer({ auth, chat, health, healthDetails, maxBodyBytes, corsOrigins, log });
   const shutdown = createShutdown({ pool, server, closing, endProcesses: () => endMarked(`${claude.markerPrefix}${process.pid}.`) });
-  const daily = setInterval(() => void sweepSessions(sessions, log), 24 * 60 * 60 * 1000).unref();
+  const sweep = (): Promise<void> => sweepTranscripts(claude, config.keepDays, log);
+  const daily = setInterval(() => void sweep(), dayMs).unref();
 
   return {
     async listen() {
@@ -94,7 +94,7 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
       await logLogin(config.childEnv, log);
       logStorage(checkStorage, log);
       void monitor.watchCli();
-      void sweepSessions(sessions, log);
+      void sweep();
       return port;
     },
     async stop(graceMs) {
@@ -106,21 +106,18 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
   };
 }
 
-async function openStateFolder(config: Config): Promise<{ sessions: Sessions; claude: Claude }> {
+async function openStateFolder(config: Config): Promise<Claude> {
   try {
-    const [sessions, claude] = await Promise.all([openSessions(config.stateDir), createClaude(config)]);
-    return { sessions, claude };
+    return await createClaude(config);
   } catch (error) {
     throw new StartError(`CLAUDE_STATE_DIR cannot be used (${errorCode(error)}): the user the server runs as must be able to write there`);
   }
 }
 
-function createPool(config: Config, claude: Claude, sessions: Sessions): Pool<Worker> {
+function createPool(config: Config, claude: Claude): Pool<Worker> {
   return new Pool<Worker>({
-    start: async (userId, sessionId) => {
-      if (sessionId === undefined) return claude.start(userId);
-      return claude.start(userId, { sessionId, totalCostUsd: (await sessions.find(sessionId))?.totalCostUsd ?? 0 });
-    },
+    start: claude.start,
+    hasSession: claude.users.hasSession,
     capacity: config.maxWorkers ?? defaultCapacity(openMemory().totalBytes()),
     queueLimit: config.queueLimit,
     queueTimeoutMs: config.queueTimeoutMs,
@@ -129,9 +126,9 @@ function createPool(config: Config, claude: Claude, sessions: Sessions): Pool<Wo
   });
 }
 
-async function sweepSessions(sessions: Sessions, log: Log): Promise<void> {
-  await sessions.sweep(sessionMaxAgeMs).catch((error: unknown) => {
-    const message = 'old session records could not be removed: is CLAUDE_STATE_DIR there and writable?';
+async function sweepTranscripts({ users }: Claude, keepDays: number, log: Log): Promise<void> {
+  await users.sweep(keepDays * dayMs).catch((error: unknown) => {
+    const message = 'old dialogues could not be removed: is CLAUDE_STATE_DIR there and writable?';
     log('error', 'sweep_failed', { message, cause: describeBug(error) });
   });
 }

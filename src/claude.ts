@@ -1,47 +1,59 @@
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { access, constants, mkdir, realpath, stat } from 'node:fs/promises';
-import { delimiter, join, resolve } from 'node:path';
+import { realpath } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import type { Config } from './env.ts';
-import { claudeNotFound } from './cli/outcome.ts';
+import { claudeNotFound, findProgram, versionOf, type Command } from './cli/program.ts';
 import { endMarked, markerName } from './cli/strays.ts';
-import { storageUnavailable } from './host/storage.ts';
-import { errorCode } from './problem.ts';
-import { Worker, type Launch } from './cli/worker.ts';
+import { openUsers, projectName, type UserFolders, type Users } from './cli/users.ts';
+import { Worker } from './cli/worker.ts';
+import type { Config } from './env.ts';
+import { loginFolder } from './host/login.ts';
+import { Problem } from './problem.ts';
 
-/** What the CLI gets unless the operator says otherwise; each closes a hole or saves time (measured). */
+/** What the CLI gets unless the operator says otherwise; each closes a hole or saves time. */
 const defaultEnv: Readonly<Record<string, string>> = {
-  // Without it the CLI itself puts any file named as @path into the request, with no permission check.
+  // Without it the CLI itself puts any file named as @path into the request, with no permission check (fact 4).
   CLAUDE_CODE_DISABLE_ATTACHMENTS: '1',
-  // The transcript is on disk before the answer is out, so a crash right after loses nothing.
+  // The transcript is on disk before the answer is out, so a crash right after loses nothing (fact 14).
   CLAUDE_CODE_EAGER_FLUSH: '1',
   CLAUDE_CODE_DISABLE_AUTO_MEMORY: '1',
-  // 2.1.197 runs "git status" in the user's folder, and with it whatever a planted .git/config names as fsmonitor.
+  // No "git status" in the user's folder, and with it whatever a planted .git/config names as fsmonitor.
   CLAUDE_CODE_DISABLE_GIT_INSTRUCTIONS: '1',
-  // Both make results nobody asked for, in the middle of somebody else's turn.
+  // Both make results nobody asked for, in the middle of somebody else's turn (fact 6).
   CLAUDE_CODE_DISABLE_BACKGROUND_TASKS: '1',
   CLAUDE_CODE_DISABLE_CRON: '1',
   CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
   DISABLE_AUTOUPDATER: '1',
-  // 401 and 5xx are tried for three minutes otherwise.
+  // 401 and 5xx are tried for three minutes otherwise (fact 10).
   CLAUDE_CODE_MAX_RETRIES: '2',
 };
 
 type CliConfig = Pick<
   Config,
-  'allowedTools' | 'childEnv' | 'claudeBinary' | 'maxTurns' | 'model' | 'permissionMode' | 'settingSources' | 'stateDir' | 'tools'
+  'allowedTools' | 'childEnv' | 'claudeBinary' | 'keepDays' | 'maxTurns' | 'model' | 'permissionMode' | 'settingSources' | 'stateDir' | 'tools'
 >;
+
+/** The session a process is started for. */
+export interface StartSession {
+  readonly userId: number;
+  /** Chosen by the server, also for a session that begins. */
+  readonly sessionId: string;
+  /** Whether it begins with this process; else its transcript is there to be resumed. */
+  readonly isNew: boolean;
+}
 
 /** Starts CLI processes as configured. */
 export interface Claude {
+  /** All that is kept of end users. */
+  readonly users: Users;
   /**
-   * A started process in the user's own folder (made on first use), resuming the given session. It exists but is not
-   * known to work before its first turn. Throws Problem `claude_not_found` when there is no such program,
-   * `storage_unavailable` when the folder cannot be made, and `busy` when the machine has no room for a process.
+   * A started process for this session, in the user's own folders (made on first use). It exists but is not known to work
+   * before its first turn. Throws Problem `claude_not_found` when there is no such program, `claude_too_old` when the
+   * last probe found so, `storage_unavailable` when a folder cannot be made, and `busy` when the machine has no room for
+   * a process.
    */
-  start(userId: number, resume?: { readonly sessionId: string; readonly totalCostUsd: number }): Promise<Worker>;
-  /** The CLI's version from `claude --version`. Throws Problem `claude_not_found` when it cannot be run. */
+  start(session: StartSession): Promise<Worker>;
+  /** The CLI's version from `claude --version`. Throws Problem `claude_not_found` when it cannot be run, `claude_too_old`. */
   probeVersion(): Promise<string>;
   /** What the markers of all processes of this state folder begin with; the server's pid and a point follow. */
   readonly markerPrefix: string;
@@ -49,82 +61,83 @@ export interface Claude {
 
 /** The CLI as configured, for one state folder. Starts nothing yet. Throws when the state folder cannot be made. */
 export async function createClaude(config: CliConfig): Promise<Claude> {
-  const usersDir = join(config.stateDir, 'users');
-  await mkdir(usersDir, { recursive: true, mode: 0o700 });
+  const users = await openUsers(config.stateDir);
   const pathVariable = config.childEnv['PATH'] ?? '';
   const setpriv = await findSetpriv(pathVariable);
-  const realStateDir = await realpath(config.stateDir);
-  const markerPrefix = createHash('sha256').update(realStateDir).digest('hex').slice(0, 16) + '.';
-  const configDir = config.childEnv['CLAUDE_CONFIG_DIR'] || '~/.claude';
-  const env = cliEnvironment(config.childEnv);
+  const markerPrefix = createHash('sha256').update(await realpath(config.stateDir)).digest('hex').slice(0, 16) + '.';
+  // How many processes each user has, and the emptying of their `tmp` when the last one is gone.
+  const processes = new Map<number, number>();
+  const emptying = new Map<number, Promise<void>>();
   let started = 0;
+  let tooOld: Problem | undefined;
+
+  async function commandLine(): Promise<Command> {
+    const binary = await findProgram(config.claudeBinary, pathVariable);
+    if (binary === undefined) throw claudeNotFound();
+    // With setpriv the kernel ends the CLI when the server dies, even by SIGKILL; it execs, so the pid stays the CLI's.
+    return setpriv === undefined ? { command: binary, args: [] } : { command: setpriv, args: ['--pdeathsig', 'KILL', '--', binary] };
+  }
+
+  async function launch({ userId, sessionId, isNew }: StartSession): Promise<Worker> {
+    const { command, args } = await commandLine();
+    if (tooOld !== undefined) throw tooOld;
+    await emptying.get(userId);
+    const folders = await users.prepare(userId);
+    started += 1;
+    return new Worker({
+      command,
+      args: [...args, ...cliArguments(config), isNew ? `--session-id=${sessionId}` : `--resume=${sessionId}`],
+      env: cliEnvironment(config.childEnv, folders),
+      cwd: folders.work,
+      marker: `${markerPrefix}${process.pid}.${started}.`,
+      sessionId,
+      isInPlace: folders.isUnchanged,
+    });
+  }
+
+  function countProcess(userId: number, change: 1 | -1): void {
+    const count = (processes.get(userId) ?? 0) + change;
+    if (count > 0) {
+      processes.set(userId, count);
+      return;
+    }
+    processes.delete(userId);
+    emptying.set(userId, users.emptyTmp(userId).finally(() => emptying.delete(userId)));
+  }
 
   return {
+    users,
     markerPrefix,
 
-    async start(userId, resume) {
-      const binary = await findProgram(config.claudeBinary, pathVariable);
-      if (binary === undefined) throw claudeNotFound();
-      const cwd = join(usersDir, String(userId));
-      // Not its parents: where these are gone, others must not come up in the place of a disk that is not mounted.
-      await mkdir(cwd, { mode: 0o700 }).catch((error: unknown) => {
-        if (errorCode(error) !== 'EEXIST') throw storageUnavailable(error);
-      });
-      started += 1;
-      return new Worker({
-        ...commandLine(setpriv, binary, cliArguments(config, deniedPaths(realStateDir, configDir, userId), resume?.sessionId)),
-        env,
-        cwd,
-        marker: `${markerPrefix}${process.pid}.${started}.`,
-        resumedTotalUsd: resume?.totalCostUsd ?? 0,
-      });
+    async start(session) {
+      countProcess(session.userId, 1);
+      try {
+        const worker = await launch(session);
+        void worker.exited.then(() => worker.stop()).then(() => countProcess(session.userId, -1));
+        return worker;
+      } catch (error) {
+        countProcess(session.userId, -1);
+        throw error;
+      }
     },
 
     async probeVersion() {
-      const binary = await findProgram(config.claudeBinary, pathVariable);
-      if (binary === undefined) throw claudeNotFound();
-      const { command, args } = commandLine(setpriv, binary, ['--version']);
       // Like every process of ours it carries a marker: a wrapper that hangs is not ended with what it started.
       const marker = `${markerPrefix}${process.pid}.0.`;
+      tooOld = undefined;
       try {
-        const options = { env: { ...env, [markerName]: marker }, timeout: 10_000, killSignal: 'SIGKILL' } as const;
-        const { stdout } = await promisify(execFile)(command, args, options);
-        const version = /^\d+\.\d+\.\d+/.exec(stdout)?.[0];
-        if (version !== undefined) return version;
-      } catch {
+        return await versionOf(await commandLine(), { ...config.childEnv, ...defaultEnv, [markerName]: marker });
+      } catch (error) {
         await endMarked(marker);
+        if (error instanceof Problem && error.code === 'claude_too_old') tooOld = error;
+        throw error;
       }
-      throw claudeNotFound();
     },
   };
 }
 
-/**
- * Rules that keep one user's CLI from what all users share, whatever else is allowed. Without them the CLI by itself lets
- * everybody read and write `agent-memory`, read `tasks` and `teams`, and tells which files other users have (measured).
- * Not all of its folder: what it puts aside of long tool results lies in there too.
- */
-export function deniedPaths(stateDir: string, configDir: string, userId: number): string[] {
-  const shared = ['agent-memory', 'tasks', 'teams', '.credentials.json'].map((name) => join(configDir, name));
-  const others = [join(stateDir, 'sessions'), ...otherNumbers(String(userId)).map((name) => join(stateDir, 'users', name))];
-  const unread = [...shared, ...others];
-  const unwritten = [...unread, join(configDir, 'projects')];
-  return [...unread.map((path) => `Read(${rulePath(path)})`), ...unwritten.map((path) => `Edit(${rulePath(path)})`)];
-}
-
-/** Patterns for every number but this one; rules have no exceptions, and `[!1]` is not understood there (measured). */
-function otherNumbers(own: string): string[] {
-  const prefixes = Array.from(own, (_, i) => own.slice(0, i));
-  return [...prefixes.slice(1), ...prefixes.map((prefix, i) => `${prefix}[${'0123456789'.replace(own[i] ?? '', '')}]*`), `${own}[0123456789]*`];
-}
-
-/** In a rule `//` is the root of the disk. */
-function rulePath(path: string): string {
-  return path.startsWith('/') ? `/${path}` : path;
-}
-
-/** The CLI's arguments. Each is one token, so that no value can be taken for another option. The prompt is never among them. */
-export function cliArguments(config: CliConfig, denied: readonly string[], resumeId?: string): string[] {
+/** The CLI's arguments but for the session. Each is one token, so that no value is taken for another option. Never the prompt. */
+export function cliArguments(config: CliConfig): string[] {
   return [
     '-p',
     '--input-format=stream-json',
@@ -136,41 +149,33 @@ export function cliArguments(config: CliConfig, denied: readonly string[], resum
     `--setting-sources=${config.settingSources}`,
     '--strict-mcp-config',
     '--disable-slash-commands',
-    `--settings=${JSON.stringify({ permissions: { deny: denied } })}`,
+    `--settings=${JSON.stringify({ cleanupPeriodDays: config.keepDays })}`,
     `--max-turns=${config.maxTurns}`,
     ...(config.model === undefined ? [] : [`--model=${config.model}`]),
     ...(config.allowedTools === '' ? [] : [`--allowedTools=${config.allowedTools}`]),
-    ...(resumeId === undefined ? [] : [`--resume=${resumeId}`]),
   ];
 }
 
-/** The CLI's environment: the operator's variables over our defaults. Nothing else of the server's own gets in. */
-export function cliEnvironment(childEnv: Readonly<Record<string, string>>): Record<string, string> {
-  return { ...defaultEnv, ...childEnv };
+/**
+ * The CLI's environment: the operator's variables over our defaults, and over both where this user's files are. The login
+ * stays where the operator's own CLI keeps it.
+ */
+export function cliEnvironment(childEnv: Readonly<Record<string, string>>, { home, tmp }: Pick<UserFolders, 'home' | 'tmp'>): Record<string, string> {
+  return {
+    ...defaultEnv,
+    ...childEnv,
+    CLAUDE_CONFIG_DIR: home,
+    CLAUDE_SECURESTORAGE_CONFIG_DIR: loginFolder(childEnv),
+    CLAUDE_CODE_PROJECT_DIR_NAME: projectName,
+    CLAUDE_CODE_TMPDIR: tmp,
+    TMPDIR: tmp,
+  };
 }
 
-/** With setpriv the kernel ends the CLI when the server dies, even by SIGKILL; it execs, so the pid stays the CLI's. */
-function commandLine(setpriv: string | undefined, binary: string, args: readonly string[]): Pick<Launch, 'command' | 'args'> {
-  if (setpriv === undefined) return { command: binary, args };
-  return { command: setpriv, args: ['--pdeathsig', 'KILL', '--', binary, ...args] };
-}
-
-/** util-linux's setpriv, or undefined where there is none or a sandbox does not let it work (it calls capset, measured). */
+/** util-linux's setpriv, or undefined where there is none or a sandbox does not let it work (it calls capset). */
 async function findSetpriv(pathVariable: string): Promise<string | undefined> {
   const setpriv = await findProgram('setpriv', pathVariable);
   if (setpriv === undefined) return undefined;
   const works = promisify(execFile)(setpriv, ['--pdeathsig', 'KILL', '--', setpriv, '--version'], { timeout: 10_000 });
   return works.then(() => setpriv, () => undefined);
-}
-
-/** The executable file a name on PATH or a path stands for. A path counts from the server's working directory. */
-async function findProgram(nameOrPath: string, pathVariable: string): Promise<string | undefined> {
-  const candidates = nameOrPath.includes('/')
-    ? [resolve(nameOrPath)]
-    : pathVariable.split(delimiter).filter((folder) => folder.startsWith('/')).map((folder) => join(folder, nameOrPath));
-  for (const path of candidates) {
-    const isFile = await stat(path).then((entry) => entry.isFile(), () => false);
-    if (isFile && (await access(path, constants.X_OK).then(() => true, () => false))) return path;
-  }
-  return undefined;
 }

@@ -22,6 +22,7 @@ const kinds = {
   busy: [503, 'The server is busy'],
   shutting_down: [503, 'The server is stopping'],
   claude_not_found: [503, 'The Claude CLI cannot be run'],
+  claude_too_old: [503, 'The Claude CLI is too old'],
   claude_not_authenticated: [503, 'The Claude CLI is not logged in'],
   storage_unavailable: [503, 'The server cannot store dialogues'],
   claude_overloaded: [503, 'Anthropic is overloaded'],

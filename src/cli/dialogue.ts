@@ -1,8 +1,8 @@
 import { Deltas } from './deltas.ts';
 import { claudeRateLimited, problemOf, problemOfEnd, type ApiTrouble, type ExitStatus } from './outcome.ts';
 import type { Problem } from '../problem.ts';
-import { carriesCostOver, costOfTurn, type CliEvent, type CliResult } from './protocol.ts';
-import { sessionIdPattern } from '../turns/sessions.ts';
+import { claudeTooOld, isTooOld } from './program.ts';
+import type { CliEvent, CliResult } from './protocol.ts';
 
 /** What a turn tells while it runs. */
 export type TurnEvent =
@@ -12,12 +12,9 @@ export type TurnEvent =
 
 /** How a turn ended: with an answer or a problem, and what it cost either way. */
 export interface TurnEnd {
-  readonly sessionId: string | undefined;
   /** Whether the CLI took the prompt up; when not, it can be sent again without being said twice. */
   readonly wasHeard: boolean;
   readonly costUsd: number;
-  /** The CLI's running total, where a process that resumes the session goes on from it and its turns do not name their own cost. */
-  readonly totalCostUsd: number | undefined;
   readonly outcome: { readonly content: string } | { readonly problem: Problem };
 }
 
@@ -34,19 +31,23 @@ interface Turn {
 // The CLI waits out Anthropic's retry-after, twice, with the caller in the dark; a longer wait is the caller's to decide.
 const maxRateLimitWaitMs = 5000;
 
-/** What one CLI process says, understood: its session, its running total of costs, and the turn that goes on. */
+// No turn costs that much; what tells more would spoil every sum it goes into.
+const maxCostUsd = 1000;
+
+/**
+ * What one CLI process says, understood: the turn that goes on, and how it ends. The session is the server's choice; what
+ * the CLI says of it and of costs is checked, since an end user may speak through it.
+ */
 export class Dialogue {
-  readonly #resumedTotalUsd: number;
+  readonly #sessionId: string;
   readonly #onGivenUp: () => void;
   #turn: Turn | undefined;
-  #totalCostUsd: number | undefined;
-  #sessionId: string | undefined;
-  #version = '';
+  #hasBegun = false;
   #isSound = true;
 
-  /** `resumedTotalUsd`: the total the session had before. `onGivenUp` is called when a turn is not worth its wait. */
-  constructor(resumedTotalUsd: number, onGivenUp: () => void) {
-    this.#resumedTotalUsd = resumedTotalUsd;
+  /** `onGivenUp` is called when a turn is not worth its wait. */
+  constructor(sessionId: string, onGivenUp: () => void) {
+    this.#sessionId = sessionId;
     this.#onGivenUp = onGivenUp;
   }
 
@@ -63,7 +64,7 @@ export class Dialogue {
     });
   }
 
-  /** Takes what the CLI says next. Throws when it names a session by what is no id. */
+  /** Takes what the CLI says next. Throws when it names another session than its own, or a cost that cannot be. */
   hear(event: CliEvent): void {
     const turn = this.#turn;
     if (turn === undefined) {
@@ -106,39 +107,41 @@ export class Dialogue {
   /** Ends the turn that will get no result line, if there is one; no other may begin. `cause` is for the log. */
   fail(exit: ExitStatus | undefined, cause: string | undefined): void {
     this.#isSound = false;
-    const problem = this.#turn?.givenUp ?? problemOfEnd(exit, this.#sessionId !== undefined);
-    this.#settle({ costUsd: 0, totalCostUsd: undefined, outcome: { problem: problem.with({ cause }) } });
+    const problem = this.#turn?.givenUp ?? problemOfEnd(exit, this.#hasBegun);
+    this.#settle({ costUsd: 0, outcome: { problem: problem.with({ cause }) } });
   }
 
   #onInit(turn: Turn, sessionId: string, version: string): void {
-    if (!sessionIdPattern.test(sessionId)) throw new Error('not a session id');
-    this.#version = version;
-    this.#sessionId = sessionId;
+    this.#requireOwn(sessionId);
+    this.#hasBegun = true;
     turn.wasHeard = true;
+    if (isTooOld(version)) {
+      turn.givenUp ??= claudeTooOld(version);
+      this.#onGivenUp();
+    }
     turn.onEvent({ type: 'session', sessionId });
   }
 
   #onResult(turn: Turn, result: CliResult): void {
-    if (!turn.wasHeard && this.#totalCostUsd !== undefined) {
+    if (!turn.wasHeard && this.#hasBegun) {
       // Each turn begins with an init line (measured); before ours, a result belongs to a turn nobody asked for.
       this.#isSound = false;
       return;
     }
-    const isCarriedOver = carriesCostOver(this.#version);
-    const startedFromUsd = this.#totalCostUsd ?? (isCarriedOver ? this.#resumedTotalUsd : 0);
+    this.#requireOwn(result.sessionId);
+    if (!(result.costUsd >= 0 && result.costUsd <= maxCostUsd)) throw new Error('not a cost');
     const problem = turn.givenUp ?? problemOf(result, turn.trouble, Date.now() / 1000);
-    this.#totalCostUsd = result.totalCostUsd;
     if (problem !== undefined) this.#isSound = false;
-    this.#settle({
-      costUsd: costOfTurn(result, startedFromUsd),
-      totalCostUsd: isCarriedOver && result.turnCostUsd === undefined ? result.totalCostUsd : undefined,
-      outcome: problem === undefined ? { content: result.text ?? '' } : { problem },
-    });
+    this.#settle({ costUsd: result.costUsd, outcome: problem === undefined ? { content: result.text ?? '' } : { problem } });
   }
 
-  #settle(end: Omit<TurnEnd, 'sessionId' | 'wasHeard'>): void {
+  #requireOwn(sessionId: string): void {
+    if (sessionId !== this.#sessionId) throw new Error('not the session it was started for');
+  }
+
+  #settle(end: Omit<TurnEnd, 'wasHeard'>): void {
     const turn = this.#turn;
     this.#turn = undefined;
-    turn?.settle({ sessionId: this.#sessionId, wasHeard: turn.wasHeard, ...end });
+    turn?.settle({ wasHeard: turn.wasHeard, ...end });
   }
 }

@@ -1,7 +1,9 @@
 import { howToLogIn } from '../host/login.ts';
 import { noRoom } from '../host/memory.ts';
 import { Problem } from '../problem.ts';
+import { claudeNotFound } from './program.ts';
 import type { CliResult } from './protocol.ts';
+import { sentence } from './words.ts';
 
 /** How a process ended: with a code, by a signal, or never begun. */
 export type ExitStatus = { readonly code: number | null; readonly signal: NodeJS.Signals | null; readonly spawnError?: string };
@@ -63,22 +65,6 @@ function retryAfterSeconds(trouble: ApiTrouble, nowSeconds: number): number | un
   return trouble.lastRetry && Math.max(1, Math.ceil(trouble.lastRetry.delayMs / 1000));
 }
 
-/** The CLI's own words cut to what fits an answer: one line, no paths, no keys, at most 300 characters. */
-export function sentence(text: string): string {
-  const [firstLine = ''] = text.trim().split(/\r?\n/);
-  // A path begins with ~/, ./, ../ or /name/ where neither a word nor the // of an address goes before; /login is none.
-  return firstLine.replace(/(['"`])(?:(?:~|\.{1,2})\/|\/{1,2}[^\s/'"`]+\/)[^'"`]*\1/g, '$1<path>$1').replace(/\bsk-[\w-]{8,}/g, '<secret>').replace(/file:\/\/\S+|(?<![\w/.~-])(?:(?:~|\.{1,2})\/|(?:\/|(?<!:)\/\/)[^\s/]+\/)[^\s'")`<>\]]*/g, '<path>').slice(0, 300);
-}
-
-/**
- * The last thing the CLI said on stderr, fit for a log line: the last line that is no stack frame, without what may be
- * a quoted prompt, a path or a secret. Undefined when it said nothing.
- */
-export function lastWords(stderrTail: string): string | undefined {
-  const line = stderrTail.split('\n').findLast((text) => text.trim() !== '' && !/^\s*at /.test(text));
-  return line && sentence(line.replace(/[{[].*$/s, '').replace(/[\w-]{24,}/g, '<secret>'));
-}
-
 /** The problem of a turn given up on because Anthropic asks for a long wait. */
 export function claudeRateLimited(delayMs: number): Problem {
   return new Problem('claude_rate_limited', 'Anthropic is rate-limiting this account; try again after retry_after_seconds.', {
@@ -92,7 +78,7 @@ export function claudeRateLimited(delayMs: number): Problem {
  */
 export function problemOfEnd(exit: ExitStatus | undefined, hasBegun: boolean): Problem {
   if (exit === undefined) return new Problem('claude_failed', 'The Claude CLI printed something that is not its protocol; try again.');
-  if (!hasBegun && isLaunchFailure(exit)) return claudeNotFound();
+  if (!hasBegun && isLaunchFailure(exit)) return claudeNotFound('The Claude CLI cannot be run');
   if (exit.spawnError !== undefined) return noRoom();
   const how = exit.signal === null ? `ended with exit code ${exit.code}` : `was ended by ${exit.signal}`;
   return new Problem('claude_failed', `The Claude CLI ${how} before it answered; try again.`);
@@ -103,12 +89,4 @@ function isLaunchFailure(exit: ExitStatus): boolean {
   if (exit.spawnError !== undefined) return ['ENOENT', 'EACCES', 'ENOEXEC', 'ENOTDIR', 'EPERM', 'ELOOP', 'ETXTBSY'].includes(exit.spawnError);
   // setpriv and env answer a program they cannot run with these, as a shell does.
   return exit.code === 126 || exit.code === 127;
-}
-
-/** The problem of a server that has no CLI to run. */
-export function claudeNotFound(): Problem {
-  return new Problem(
-    'claude_not_found',
-    'The Claude CLI cannot be run: install it with "npm install -g @anthropic-ai/claude-code", or set CLAUDE_BINARY_PATH to where it is.',
-  );
 }

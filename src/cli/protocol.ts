@@ -20,10 +20,9 @@ export interface CliResult {
   readonly errors: readonly string[];
   readonly apiStatus: number | undefined;
   readonly terminalReason: string | undefined;
-  /** The process's running total, from CLI 2.1.277 on the session's. */
-  readonly totalCostUsd: number;
-  /** This turn alone; only CLIs from about 2.1.305 on say it. */
-  readonly turnCostUsd: number | undefined;
+  readonly sessionId: string;
+  /** US dollars of this turn alone. What the CLI says: it may be no number at all. */
+  readonly costUsd: number;
 }
 
 type Json = Readonly<Record<string, unknown>>;
@@ -117,7 +116,6 @@ function isSubagent(line: Json): boolean {
 }
 
 function parseResult(message: Json): CliResult {
-  const sinceLastResult = message['model_usage_since_last_result'];
   return {
     subtype: asText(message['subtype']) ?? '',
     isError: message['is_error'] !== false,
@@ -125,38 +123,16 @@ function parseResult(message: Json): CliResult {
     errors: asList(message['errors']).flatMap((error) => asText(error) ?? []),
     apiStatus: asNumber(message['api_error_status']),
     terminalReason: asText(message['terminal_reason']),
-    totalCostUsd: asNumber(message['total_cost_usd']) ?? 0,
-    turnCostUsd: sinceLastResult === undefined ? undefined : sumOfCosts(asJson(sinceLastResult)),
+    sessionId: asText(message['session_id']) ?? '',
+    costUsd: sumOfCosts(asJson(message['model_usage_since_last_result'])),
   };
 }
 
+/** What each model cost, together; NaN when one of them names no number. */
 function sumOfCosts(modelUsage: Json): number {
-  return Object.values(modelUsage).reduce<number>((sum, usage) => sum + (asNumber(asJson(usage)['costUSD']) ?? 0), 0);
-}
-
-/**
- * US dollars of this turn alone, in every generation of the CLI (measured). `startedFromUsd` is the total the process
- * began with or last reported. It is only subtracted where the CLI does not name the turn's own cost: after a SIGKILL
- * the CLI forgets the last turn's cost, and the difference of two totals would then be too small.
- */
-export function costOfTurn(result: CliResult, startedFromUsd: number): number {
-  const { totalCostUsd } = result;
-  const difference = totalCostUsd >= startedFromUsd ? totalCostUsd - startedFromUsd : totalCostUsd;
+  const costs = Object.values(modelUsage).map((usage) => asNumber(asJson(usage)['costUSD']) ?? NaN);
   // Sums of binary fractions end in noise such as 0.0006000000000000001.
-  return Math.round((result.turnCostUsd ?? difference) * 1e10) / 1e10;
-}
-
-/** Whether this CLI goes on counting from the session's total after `--resume` (measured: 2.1.277 does, 2.1.276 starts at 0). */
-export function carriesCostOver(version: string): boolean {
-  return compareVersions(version, '2.1.277') >= 0;
-}
-
-/** Negative, zero or positive, as `a` is older than, the same as or newer than `b`; missing parts count as 0. */
-export function compareVersions(a: string, b: string): number {
-  const partsOf = (version: string): number[] => version.split('.').map((part) => Number.parseInt(part, 10) || 0);
-  const [left, right] = [partsOf(a), partsOf(b)];
-  const difference = [0, 1, 2].map((i) => (left[i] ?? 0) - (right[i] ?? 0)).find((d) => d !== 0);
-  return difference ?? 0;
+  return Math.round(costs.reduce((sum, cost) => sum + cost, 0) * 1e10) / 1e10;
 }
 
 function asJson(value: unknown): Json {

@@ -3,11 +3,12 @@ import { readFileSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
 import { noRoom } from '../host/memory.ts';
-import { lastWords, problemOfEnd, type ExitStatus } from './outcome.ts';
+import { problemOfEnd, type ExitStatus } from './outcome.ts';
 import { endMarked, markerName } from './strays.ts';
 import { LineSplitter } from './ndjson.ts';
 import { errorCode } from '../problem.ts';
 import { initializeLine, interruptLine, parseLine, userLine } from './protocol.ts';
+import { lastWords } from './words.ts';
 
 /** Everything needed to start one CLI process. */
 export interface Launch {
@@ -18,8 +19,10 @@ export interface Launch {
   readonly cwd: string;
   /** The value of the marker variable, this worker's alone. */
   readonly marker: string;
-  /** The session's running total in US dollars when it is resumed; 0 for a new one. */
-  readonly resumedTotalUsd: number;
+  /** The session it serves, which the CLI is told by an argument. */
+  readonly sessionId: string;
+  /** Whether the folders it works in are still there. */
+  readonly isInPlace: () => boolean;
 }
 
 // Four times the largest answer seen; a 32 MiB line must pass, an endless one must not fill the memory of a small VPS.
@@ -39,6 +42,7 @@ export class Worker {
   readonly exited: Promise<void>;
   readonly #child: ChildProcessByStdio<Writable, Readable, Readable>;
   readonly #marker: string;
+  readonly #isInPlace: () => boolean;
   readonly #lines = new LineSplitter(maxLineBytes);
   readonly #dialogue: Dialogue;
   #exit: ExitStatus | undefined;
@@ -47,7 +51,8 @@ export class Worker {
 
   constructor(launch: Launch) {
     this.#marker = launch.marker;
-    this.#dialogue = new Dialogue(launch.resumedTotalUsd, () => void this.stop());
+    this.#isInPlace = launch.isInPlace;
+    this.#dialogue = new Dialogue(launch.sessionId, () => void this.stop());
     this.#child = spawnCli(launch);
     this.exited = new Promise((resolve) => this.#watch(resolve));
     // Without a descriptor left there are no pipes either, whatever the types say.
@@ -58,9 +63,9 @@ export class Worker {
     this.started = Promise.race([spoke, this.exited]);
   }
 
-  /** Whether another turn may be sent: alive, idle, and nothing went wrong so far. */
+  /** Whether another turn may be sent: alive, idle, its folders still there, and nothing went wrong so far. */
   get isReusable(): boolean {
-    return this.#dialogue.isReady && this.#stopping === undefined && this.#exit === undefined;
+    return this.#dialogue.isReady && this.#stopping === undefined && this.#exit === undefined && this.#isInPlace();
   }
 
   /** Bytes of memory the process holds now; 0 when it is gone. */

@@ -20,8 +20,7 @@ export const howToLogIn =
 export async function findLogin(childEnv: Readonly<Record<string, string>>): Promise<Login | undefined> {
   const named = [...keyVariables, ...providerSwitches].find((name) => childEnv[name]);
   if (named !== undefined) return named;
-  const folder = childEnv['CLAUDE_SECURESTORAGE_CONFIG_DIR'] || childEnv['CLAUDE_CONFIG_DIR'] || join(childEnv['HOME'] ?? '/', '.claude');
-  const readable = await access(join(folder, '.credentials.json'), constants.R_OK).then(() => true, () => false);
+  const readable = await access(join(loginFolder(childEnv), '.credentials.json'), constants.R_OK).then(() => true, () => false);
   return readable ? 'credentials file' : undefined;
 }
 
@@ -30,4 +29,9 @@ export async function logLogin(childEnv: Readonly<Record<string, string>>, log: 
   const login = await findLogin(childEnv);
   if (login === undefined) log('warning', 'login', { message: howToLogIn });
   else log('info', 'login', { login });
+}
+
+/** The folder where the operator's own CLI keeps its login. */
+export function loginFolder(childEnv: Readonly<Record<string, string>>): string {
+  return childEnv['CLAUDE_SECURESTORAGE_CONFIG_DIR'] || childEnv['CLAUDE_CONFIG_DIR'] || join(childEnv['HOME'] ?? '/', '.claude');
 }

@@ -50,9 +50,10 @@ export const settings = {
     "one of the CLI's modes",
   ),
   settingSources: setting(
-    'CLAUDE_SETTING_SOURCES', 'user', settingSourcesRule,
-    "with `user,project,local` the settings and CLAUDE.md in a user's folder count too",
+    'CLAUDE_SETTING_SOURCES', '', settingSourcesRule,
+    "with `project,local` the settings and CLAUDE.md in a user's `work` count, with `user` those in their `home`",
   ),
+  keepDays: setting('CLAUDE_KEEP_DAYS', '30', integer(1, 36_500), 'days a dialogue is kept after its last turn'),
   stateDir: setting(
     'CLAUDE_STATE_DIR', '',
     optional(matching(isStateDir, 'an absolute path (~ and $HOME are not expanded)')),

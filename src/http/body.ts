@@ -1,7 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { ChatRequest } from '../turns/chat.ts';
 import { Problem } from '../problem.ts';
-import { sessionIdPattern } from '../turns/sessions.ts';
 
 type Json = Readonly<Record<string, unknown>>;
 /** `detail` is a sentence. */
@@ -10,6 +9,8 @@ type FieldError = { field: string; detail: string };
 // A caller that is refused in mid-body gets this much more read and thrown away, so that it sees the answer and may go
 // on with the connection; beyond it the connection is cut.
 const maxDiscardedBytes = 64 * 1024 * 1024;
+
+const sessionIdPattern = /^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$/;
 
 const example = '{"prompt": "Hello", "user_id": 1}';
 

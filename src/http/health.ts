@@ -1,9 +1,6 @@
 import type { Log } from '../log.ts';
 import { toProblem, type Problem } from '../problem.ts';
 
-/** The oldest CLI that the walls between users were proven on. */
-const oldestProvenVersion = '2.1.197';
-
 /** What `/health` answers: to everybody, and with the key also the details. */
 export interface Health {
   readonly status: 'ok' | 'draining' | 'unavailable';
@@ -45,15 +42,12 @@ export function createHealthMonitor(
     } catch (error) {
       version = undefined;
       setTrouble(toProblem(error));
-      return;
     }
-    if (version.localeCompare(oldestProvenVersion, 'en', { numeric: true }) >= 0) return;
-    log('warning', 'claude_old', { claude_version: version, message: `isolation was tested on CLI ${oldestProvenVersion} and later; please update` });
   }
 
   function setTrouble(problem: Problem | undefined): void {
     if (problem === undefined && trouble !== undefined) log('info', 'claude_found');
-    if (problem !== undefined && trouble === undefined) log('error', 'claude_not_found', { message: problem.message });
+    if (problem !== undefined && trouble?.code !== problem.code) log('error', 'claude_unavailable', { code: problem.code, message: problem.message });
     trouble = problem;
     clearTimeout(retry);
     if (trouble !== undefined) retry = setTimeout(() => void watchCli(), retryMs).unref();
@@ -65,7 +59,7 @@ export function createHealthMonitor(
       turns += 1;
       // What the caller did wrong, hanging up included, is no failure of the server's.
       if (problem !== undefined && problem.status >= 500) failures += 1;
-      if (problem?.code === 'claude_not_found') setTrouble(problem);
+      if (problem?.code === 'claude_not_found' || problem?.code === 'claude_too_old') setTrouble(problem);
       if (problem !== undefined || trouble === undefined) return;
       setTrouble(undefined);
       void watchCli();

@@ -1,8 +1,14 @@
+import { randomUUID } from 'node:crypto';
+import type { StartSession } from '../claude.ts';
+import { sessionNotFound } from '../cli/outcome.ts';
 import { Problem, toProblem } from '../problem.ts';
+import { Queue, type Waiting } from './queue.ts';
+import { Slots, type Slot } from './slots.ts';
+import { spareAction } from './spare.ts';
 
 /** What the pool needs of a process; `Worker` has it. */
 interface Poolable {
-  /** Alive, idle, and nothing went wrong so far. */
+  /** Alive, idle, in the folders it was started in, and nothing went wrong so far. */
   readonly isReusable: boolean;
   /** Resolves once the start-up is over, one way or the other. */
   readonly started: Promise<void>;
@@ -16,9 +22,11 @@ interface Poolable {
 
 /** How many processes there may be, how long they wait and stay, and how one is started. */
 export interface PoolOptions<W extends Poolable> {
-  /** Starts a process for a user, resuming the session where one is named. Throws a Problem when it cannot. */
-  readonly start: (userId: number, sessionId: string | undefined) => Promise<W>;
-  /** Running and idle processes together. */
+  /** Starts a process for one session. Throws a Problem when it cannot. */
+  readonly start: (session: StartSession) => Promise<W>;
+  /** Whether this user has such a session on disk. Asked when a turn's time has come, before room is made for it. */
+  readonly hasSession: (userId: number, sessionId: string) => boolean;
+  /** Process slots: running and idle processes together. */
   readonly capacity: number;
   /** Turns that may wait. */
   readonly queueLimit: number;
@@ -32,45 +40,23 @@ export interface PoolOptions<W extends Poolable> {
 /** A process lent for one turn; no other turn of its session runs meanwhile. */
 export interface Lease<W> {
   readonly worker: W;
+  /** The session the turn is of: the one asked for, or the one chosen for a new dialogue. */
+  readonly sessionId: string;
   /** Where the process came from: the session's last turn, the spare, or a start just now. */
   readonly origin: 'warm' | 'spare' | 'cold';
-  /** Names the session of a new dialogue, so that its next turn waits for this one. */
-  bind(sessionId: string): void;
   /** Puts a fresh process in the place of one that turned out dead. Throws what the start throws. */
   renew(): Promise<void>;
-  /** Gives the place back, exactly once; the process stays warm when it is fit. */
+  /** Gives the slot back, exactly once; the process stays warm when it is fit. */
   release(): void;
 }
 
 interface PoolCounts {
+  /** Processes that start, or that a turn has. */
   readonly running: number;
   readonly queued: number;
+  /** Processes kept for the next turn of their session, the spare among them. */
   readonly warm: number;
   readonly capacity: number;
-}
-
-/** One of `capacity` places for a process, in use by a turn or idle. */
-interface Place<W> {
-  readonly userId: number;
-  /** Undefined for the spare, and for a new dialogue the CLI has not named yet. */
-  sessionId: string | undefined;
-  /** Whether the turn in it has begun a dialogue. */
-  hasBegun: boolean;
-  worker: W | undefined;
-  /** The session whose process is still leaving to make room here. */
-  leavingSessionId: string | undefined;
-  isIdle: boolean;
-  idleTimer: NodeJS.Timeout | undefined;
-  turns: number;
-  /** Counts the calls of `retireAll` before the process was started. */
-  readonly generation: number;
-}
-
-interface Waiting<W> {
-  readonly userId: number;
-  readonly sessionId: string | undefined;
-  readonly grant: (place: Place<W>, origin: Lease<W>['origin']) => void;
-  readonly fail: (problem: Problem) => void;
 }
 
 // A process grows by about 1 MB a turn (measured), and after a prompt of megabytes at once.
@@ -81,199 +67,169 @@ const maxStartMs = 10_000;
 
 /**
  * Lends CLI processes to turns: the session's own warm one, the spare, or a new one, never more than the capacity.
- * Turns that find no place, or their session busy, wait in the order they came.
+ * Turns that find no slot, or their session busy, wait in the order they came.
  */
 export class Pool<W extends Poolable> {
   readonly #options: PoolOptions<W>;
-  readonly #places = new Set<Place<W>>();
-  #queue: Array<Waiting<W>> = [];
+  readonly #queue: Queue<Lease<W>>;
+  readonly #slots = new Slots<W>((key, state) => this.#queue.sessionChanged(key, state));
   #starting = 0;
   #generation = 0;
-  #spareUserId: number | undefined;
+  #spare: Slot<W> | undefined;
+  #wantedUserId: number | undefined;
   #isClosed = false;
   #onEmpty: (() => void) | undefined;
 
   constructor(options: PoolOptions<W>) {
     this.#options = options;
+    this.#queue = new Queue(options.queueLimit, options.queueTimeoutMs);
   }
 
   /**
-   * A process for one turn of this user, in this session where one is named. Rejects with Problem `busy` when the queue
-   * is full or the wait too long, `shutting_down` when the pool closes, the signal's reason on abort, and with
-   * whatever Problem the start gives.
+   * A process for one turn of this user: of this session, or of a new one. Rejects with Problem `busy` when the queue is
+   * full or the wait too long, `session_not_found`, `shutting_down` when the pool closes, the signal's reason on
+   * abort, and with whatever Problem the start gives.
    */
   acquire(userId: number, sessionId: string | undefined, signal: AbortSignal): Promise<Lease<W>> {
     if (this.#isClosed) return Promise.reject(shuttingDown());
-    if (signal.aborted) return Promise.reject(toProblem(signal.reason));
-    return new Promise((resolve, reject) => {
-      const settled = (): void => {
-        clearTimeout(timer);
-        signal.removeEventListener('abort', giveUp);
-        this.#queue = this.#queue.filter((other) => other !== waiting);
-      };
-      const waiting: Waiting<W> = {
-        userId,
-        sessionId,
-        grant: (place, origin) => {
-          settled();
-          this.#occupy(place, origin).then(resolve, reject);
-        },
-        fail: (problem) => {
-          settled();
-          reject(problem);
-        },
-      };
-      const giveUp = (): void => waiting.fail(toProblem(signal.reason));
-      const timer = setTimeout(() => waiting.fail(this.#busy('The server is busy and the turn waited too long; try again in a while.')), this.#options.queueTimeoutMs);
-      signal.addEventListener('abort', giveUp);
-      this.#queue.push(waiting);
-      this.#dispatch();
-      if (this.#queue.includes(waiting) && this.#isQueueTooLong()) {
-        waiting.fail(this.#busy('The server is busy and its queue is full; try again in a while.'));
-      }
-    });
+    const waiting = this.#queue.enter(userId, sessionId, signal, this.#slots.sessionState(userId, sessionId));
+    this.#dispatch();
+    this.#queue.turnAwayIfTooMany(waiting, this.#options.capacity - this.counts().running);
+    return waiting.granted;
   }
 
   /** Numbers for a dashboard. */
   counts(): PoolCounts {
-    const warm = [...this.#places].filter((place) => place.isIdle).length;
-    return { running: this.#places.size - warm, queued: this.#queue.length, warm, capacity: this.#options.capacity };
+    const running = this.#slots.count('starting') + this.#slots.count('leased');
+    return { running, queued: this.#queue.length, warm: this.#slots.count('idle'), capacity: this.#options.capacity };
   }
 
   /** Stops the idle processes, and those in use after their turn: their login failed, or their folders went away. */
   retireAll(): void {
     this.#generation += 1;
-    this.#spareUserId = undefined;
-    for (const place of this.#places) if (place.isIdle) void this.#stop(place);
+    this.#wantedUserId = undefined;
+    for (const slot of [...this.#slots.idle()]) void this.#stop(slot);
   }
 
   /** Turns away whoever waits or comes, stops idle processes, and resolves once every process is gone. */
   async close(): Promise<void> {
     this.#isClosed = true;
-    for (const waiting of this.#queue) waiting.fail(shuttingDown());
+    this.#queue.failAll(shuttingDown());
     this.retireAll();
-    if (this.#places.size > 0) await new Promise<void>((resolve) => (this.#onEmpty = resolve));
+    if (this.#slots.size > 0) await new Promise<void>((resolve) => (this.#onEmpty = resolve));
   }
 
-  #busy(detail: string): Problem {
-    return new Problem('busy', detail, { retryAfterSeconds: 5 });
-  }
-
-  /** Gives places to as many of the waiting as can have one, first come first served. */
+  /** Gives slots to as many of the waiting as can have one, first come first served. */
   #dispatch(): void {
-    const busy = this.#busySessions();
-    for (const waiting of [...this.#queue]) {
-      if (busy.has(waiting.sessionId)) continue;
-      const idle = this.#idlePlaceFor(waiting);
-      const origin = idle === undefined ? 'cold' : originOf(idle);
-      if (origin === 'cold' && this.#starting >= this.#options.maxStarts) continue;
-      if (idle !== undefined) this.#wake(idle);
-      const place = idle ?? this.#placeForStart(waiting);
-      if (place === undefined) continue;
-      for (const sessionId of [place.sessionId, place.leavingSessionId]) if (sessionId !== undefined) busy.add(sessionId);
-      waiting.grant(place, origin);
+    // Each slot that is being emptied is for one of those who need a new process, the first ones.
+    let slotsToCome = this.#slots.count('stopping');
+    let takesCold = true;
+    for (const waiting of this.#queue.ready(() => takesCold)) {
+      if (this.#grantIdle(waiting)) continue;
+      if (this.#starting >= this.#options.maxStarts) takesCold = false;
+      else if (this.#slots.size < this.#options.capacity) this.#grantNew(waiting);
+      else if (slotsToCome > 0) slotsToCome -= 1;
+      else takesCold = this.#makeRoomFor(waiting);
     }
     this.#keepSpare();
   }
 
-  /** A turn that has a place, and only waits for other starts, is none of the queue. */
-  #isQueueTooLong(): boolean {
-    const busy = this.#busySessions();
-    let blocked = 0;
-    for (const { sessionId } of this.#queue) {
-      if (busy.has(sessionId)) blocked += 1;
-      else if (sessionId !== undefined) busy.add(sessionId);
+  /** Gives the idle process that is this turn's. One that is no longer fit is stopped instead, and the turn waits for that. */
+  #grantIdle(waiting: Waiting<Lease<W>>): boolean {
+    const { userId, sessionId } = waiting;
+    const own = sessionId === undefined ? this.#spare : this.#slots.find(userId, sessionId);
+    if (own === undefined || own.state !== 'idle' || own.userId !== userId) return false;
+    const isSpare = own === this.#spare;
+    // The next spare is put up after this turn: it would take a core from it.
+    if (isSpare) this.#spare = this.#wantedUserId = undefined;
+    if (own.worker?.isReusable !== true) {
+      void this.#stop(own);
+      return !isSpare;
     }
-    const { running, capacity } = this.counts();
-    return blocked + Math.max(0, this.#queue.length - blocked - (capacity - running)) > this.#options.queueLimit;
+    this.#lease(own);
+    waiting.grant(Promise.resolve(this.#leaseOf(own, own.worker, isSpare ? 'spare' : 'warm')));
+    return true;
   }
 
-  /** The sessions whose next turn must wait: one is running, or its process is still leaving. */
-  #busySessions(): Set<string | undefined> {
-    const ids = [...this.#places].flatMap(({ sessionId, isIdle, leavingSessionId }) => [isIdle ? undefined : sessionId, leavingSessionId]);
-    return new Set(ids.filter((id) => id !== undefined));
-  }
-
-  #idlePlaceFor({ userId, sessionId }: Waiting<W>): Place<W> | undefined {
-    return [...this.#places].find((place) => place.isIdle && place.sessionId === sessionId && (sessionId !== undefined || place.userId === userId));
-  }
-
-  /** A free place, or the one whose process can best be spared: the spare, then the longest idle. */
-  #placeForStart({ userId, sessionId }: Waiting<W>): Place<W> | undefined {
-    if (this.#places.size < this.#options.capacity) return this.#addPlace(userId, sessionId);
-    const idle = [...this.#places].filter((place) => place.isIdle);
-    const victim = idle.find((place) => place.sessionId === undefined) ?? idle[0];
-    if (victim === undefined) return undefined;
-    // The new place stands for the old one at once, so that nobody else takes it; its start waits for the other to be gone.
-    const place = this.#addPlace(userId, sessionId);
-    this.#wake(victim);
-    this.#places.delete(victim);
-    place.worker = victim.worker;
-    place.leavingSessionId = victim.sessionId;
-    return place;
-  }
-
-  #addPlace(userId: number, sessionId: string | undefined): Place<W> {
-    const place: Place<W> = { userId, sessionId, hasBegun: false, worker: undefined, leavingSessionId: undefined, isIdle: false, idleTimer: undefined, turns: 0, generation: this.#generation };
-    this.#places.add(place);
-    return place;
-  }
-
-  async #occupy(place: Place<W>, origin: Lease<W>['origin']): Promise<Lease<W>> {
-    let isReleased = false;
-    const release = (): void => {
-      if (isReleased) return;
-      isReleased = true;
-      this.#release(place);
-    };
-    try {
-      const worker = origin !== 'cold' && place.worker !== undefined ? place.worker : await this.#startIn(place);
-      const bind = (sessionId: string): void => {
-        place.hasBegun ||= place.sessionId === undefined;
-        place.sessionId = sessionId;
-      };
-      const lease = {
-        worker,
-        origin,
-        bind,
-        renew: async () => {
-          lease.worker = await this.#startIn(place);
+  #grantNew(waiting: Waiting<Lease<W>>): void {
+    if (!this.#isKnown(waiting)) return;
+    const { userId, sessionId } = waiting;
+    const slot = this.#addSlot({ userId, sessionId: sessionId ?? randomUUID(), isNew: sessionId === undefined });
+    waiting.grant(
+      this.#startIn(slot).then(
+        (worker) => this.#leaseOf(slot, worker, 'cold'),
+        (error: unknown) => {
+          void this.#stop(slot);
+          throw error;
         },
-        release,
-      };
-      return lease;
+      ),
+    );
+  }
+
+  /** Stops the process that can best be spared: the spare, then the longest idle. Gives false when there is none. */
+  #makeRoomFor(waiting: Waiting<Lease<W>>): boolean {
+    const [longestIdle] = this.#slots.idle();
+    const victim = this.#spare?.state === 'idle' ? this.#spare : longestIdle;
+    if (victim === undefined) return false;
+    if (this.#isKnown(waiting)) void this.#stop(victim);
+    return true;
+  }
+
+  /** Whether there is something to start a process for; if not, the turn has failed. */
+  #isKnown({ userId, sessionId, fail }: Waiting<Lease<W>>): boolean {
+    try {
+      if (sessionId === undefined || this.#options.hasSession(userId, sessionId)) return true;
+      throw sessionNotFound();
     } catch (error) {
-      release();
-      throw error;
+      fail(toProblem(error));
+      return false;
     }
   }
 
-  /** Starts a process in a place once the one before it is gone, so that there is never one too many. */
-  async #startIn(place: Place<W>): Promise<W> {
+  #addSlot(session: StartSession): Slot<W> {
+    return this.#slots.add({ ...session, generation: this.#generation });
+  }
+
+  #lease(slot: Slot<W>): void {
+    clearTimeout(slot.idleTimer);
+    this.#slots.move(slot, 'leased');
+  }
+
+  #leaseOf(slot: Slot<W>, worker: W, origin: Lease<W>['origin']): Lease<W> {
+    let isReleased = false;
+    this.#lease(slot);
+    const lease = {
+      worker,
+      sessionId: slot.sessionId,
+      origin,
+      renew: async () => {
+        lease.worker = await this.#startIn(slot);
+      },
+      release: () => {
+        if (!isReleased) this.#release(slot);
+        isReleased = true;
+      },
+    };
+    return lease;
+  }
+
+  /** Starts a process in a slot, once one that was there before is gone. */
+  async #startIn(slot: Slot<W>): Promise<W> {
     this.#starting += 1;
-    let timer: NodeJS.Timeout | undefined;
-    let isStarting = true;
     const started = (): void => {
-      clearTimeout(timer);
-      if (!isStarting) return;
-      isStarting = false;
       this.#starting -= 1;
       this.#dispatch();
     };
     try {
-      await place.worker?.stop();
-      place.worker = undefined;
-      if (place.leavingSessionId !== undefined) {
-        place.leavingSessionId = undefined;
-        this.#dispatch();
-      }
-      const worker = await this.#options.start(place.userId, place.sessionId);
-      place.worker = worker;
-      place.turns = 0;
-      timer = setTimeout(started, maxStartMs).unref();
-      void worker.started.then(started);
+      await slot.worker?.stop();
+      slot.worker = undefined;
+      const { userId, sessionId } = slot;
+      const worker = await this.#options.start({ userId, sessionId, isNew: slot.isNew && slot.turns === 0 });
+      slot.worker = worker;
+      const tooLong = new Promise<void>((resolve) => setTimeout(resolve, maxStartMs).unref());
+      void Promise.race([worker.started, tooLong]).then(started);
       void worker.exited.then(() => {
-        if (place.isIdle && place.worker === worker) void this.#stop(place);
+        if (slot.state === 'idle' && slot.worker === worker) void this.#stop(slot);
       });
       return worker;
     } catch (error) {
@@ -282,74 +238,62 @@ export class Pool<W extends Poolable> {
     }
   }
 
-  #release(place: Place<W>): void {
-    const { worker } = place;
-    place.turns += 1;
-    const isFit =
-      worker?.isReusable === true &&
-      place.sessionId !== undefined &&
-      place.turns < maxTurnsPerWorker &&
-      worker.residentBytes() < maxResidentBytes;
-    // Whoever began a dialogue is likely to begin another.
-    if (isFit && place.hasBegun) this.#spareUserId = place.userId;
-    place.hasBegun = false;
-    if (isFit && this.#options.warmMs > 0) this.#rest(place);
-    else void this.#stop(place);
+  #release(slot: Slot<W>): void {
+    const { worker } = slot;
+    slot.turns += 1;
+    const isFit = worker?.isReusable === true && slot.turns < maxTurnsPerWorker && worker.residentBytes() < maxResidentBytes;
+    if (isFit && slot.isNew && slot.turns === 1) this.#wantedUserId = slot.userId;
+    if (isFit) this.#keepWarm(slot);
+    else void this.#stop(slot);
   }
 
-  /** Makes a place idle, the last one to be given up; one that was retired meanwhile is stopped. */
-  #rest(place: Place<W>): void {
-    if (place.generation !== this.#generation) {
-      void this.#stop(place);
+  /** Makes a slot idle, the last one to be given up; one that was retired meanwhile is stopped. */
+  #keepWarm(slot: Slot<W>): void {
+    if (slot.generation !== this.#generation || this.#options.warmMs === 0) {
+      void this.#stop(slot);
       return;
     }
-    this.#places.delete(place);
-    this.#places.add(place);
-    place.isIdle = true;
-    place.idleTimer = setTimeout(() => void this.#stop(place), this.#options.warmMs).unref();
+    this.#slots.move(slot, 'idle');
+    slot.idleTimer = setTimeout(() => void this.#stop(slot), this.#options.warmMs).unref();
     this.#dispatch();
   }
 
-  #wake(place: Place<W>): void {
-    place.isIdle = false;
-    clearTimeout(place.idleTimer);
-  }
-
-  /** Ends a place's process; the place is free, and its session too, only when the process is gone. */
-  async #stop(place: Place<W>): Promise<void> {
-    this.#wake(place);
-    // A spare that is not wanted, or does not live, is not put up again.
-    if (place.sessionId === undefined && place.userId === this.#spareUserId) this.#spareUserId = undefined;
-    await place.worker?.stop();
-    this.#places.delete(place);
+  /** Ends a slot's process; the slot is free, and its session too, only when the process is gone. */
+  async #stop(slot: Slot<W>): Promise<void> {
+    clearTimeout(slot.idleTimer);
+    this.#slots.move(slot, 'stopping');
+    if (slot === this.#spare) {
+      this.#spare = undefined;
+      // A spare that is not wanted, or does not live, is not put up again.
+      if (slot.userId === this.#wantedUserId) this.#wantedUserId = undefined;
+    }
+    await slot.worker?.stop();
+    this.#slots.remove(slot);
     this.#dispatch();
-    if (this.#places.size === 0) this.#onEmpty?.();
+    if (this.#slots.size === 0) this.#onEmpty?.();
   }
 
-  /** With room to spare, keeps one process started for the user who last began a dialogue. */
   #keepSpare(): void {
-    const userId = this.#spareUserId;
-    if (this.#isClosed || userId === undefined || this.#options.warmMs === 0 || this.#queue.length > 0) return;
-    const spare = [...this.#places].find((place) => place.sessionId === undefined && place.isIdle);
-    const isAnyStarting = this.#starting > 0 || [...this.#places].some((place) => place.sessionId === undefined && !place.isIdle);
-    if (spare?.userId === userId || isAnyStarting) return;
-    if (spare !== undefined) {
-      void this.#stop(spare);
-      return;
-    }
-    if (this.#places.size >= this.#options.capacity) return;
-    const place = this.#addPlace(userId, undefined);
-    this.#startIn(place).then(
-      () => this.#rest(place),
-      () => void this.#stop(place),
+    if (this.#isClosed || this.#options.warmMs === 0) return;
+    const action = spareAction({
+      wantedUserId: this.#wantedUserId,
+      spareUserId: this.#spare?.userId,
+      isSpareIdle: this.#spare?.state === 'idle',
+      isBusy: this.#queue.length > 0 || this.#starting > 0,
+      hasRoom: this.#slots.size < this.#options.capacity,
+    });
+    if (action === 'stop' && this.#spare !== undefined) void this.#stop(this.#spare);
+    if (action === 'start' && this.#wantedUserId !== undefined) this.#startSpare(this.#wantedUserId);
+  }
+
+  #startSpare(userId: number): void {
+    const slot = this.#addSlot({ userId, sessionId: randomUUID(), isNew: true });
+    this.#spare = slot;
+    this.#startIn(slot).then(
+      () => this.#keepWarm(slot),
+      () => void this.#stop(slot),
     );
   }
-}
-
-/** Where an idle place's process came from; one that is no longer fit is replaced by a cold one. */
-function originOf<W extends Poolable>({ worker, sessionId }: Place<W>): Lease<W>['origin'] {
-  if (worker?.isReusable !== true) return 'cold';
-  return sessionId === undefined ? 'spare' : 'warm';
 }
 
 function shuttingDown(): Problem {

@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
-import { chmod, copyFile, mkdir, readFile, realpath, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { chmod, copyFile, mkdir, readFile, realpath, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
+import { promisify } from 'node:util';
 import { openConnection, requestBytes } from '../http-client.ts';
 import { needs } from '../needs.ts';
 import { apiKey, fakeClaude, makeHome, noneLeft, processesOf, startServer, until, type Reply, type RunningServer } from '../running-server.ts';
@@ -22,6 +24,11 @@ function assertAnswer(reply: Reply, content: string): void {
 function assertProblem(reply: Reply, status: number, code: string): void {
   assert.deepEqual([reply.status, reply.body['code']], [status, code], JSON.stringify(reply.body));
   assert.equal(reply.headers.get('content-type'), 'application/problem+json');
+}
+
+/** Where the CLI keeps a dialogue. */
+function transcriptOf(server: RunningServer, userId: number, sessionId: string): string {
+  return join(server.home, `state/users/${userId}/home/projects/work/${sessionId}.jsonl`);
 }
 
 /** What the fake CLI noted of its starts. */
@@ -51,33 +58,16 @@ test('a dialogue goes on under one id, and each turn costs its own money', async
   assert.deepEqual(Object.keys(first.body).sort(), ['content', 'cost', 'duration_ms', 'session_id']);
 });
 
-for (const version of ['2.1.197', '2.1.276', '2.1.277', '2.1.330']) {
-  test(`cost is the turn's alone after a restart of the server, with CLI ${version}`, async (t) => {
-    const home = await makeHome(t);
-    const env = { CLAUDE_CODE_FAKE_VERSION: version };
-    const before = await startServer(t, env, home);
-    const first = await before.chat({ prompt: 'one' });
-    await before.chat({ prompt: 'two', session_id: idOf(first) });
-    const record = join(home, 'state/sessions', `${idOf(first)}.json`);
-    // Where it is needed the total follows the answer by a moment.
-    const expected = version === '2.1.277' ? 2 * turnCostUsd : 0;
-    await until('the total on disk', async () => JSON.parse(await readFile(record, 'utf8')).total_cost_usd === expected || undefined);
-    await before.end('SIGKILL');
-    const after = await startServer(t, env, home);
-    const third = await after.chat({ prompt: 'play history', session_id: idOf(first) });
-    assertAnswer(third, JSON.stringify(['one', 'two', 'play history']));
-    assert.equal(third.body['cost'], turnCostUsd);
-  });
-}
-
-test('a record is renewed before its turn, so that it is not swept away during it', async (t) => {
-  const server = await startServer(t);
-  const { session_id: sessionId } = (await server.chat({ prompt: 'hello' })).body;
-  const record = join(server.home, 'state/sessions', `${String(sessionId)}.json`);
-  await utimes(record, 0, 0);
-  for await (const { name } of server.stream({ prompt: 'play slow 300', session_id: sessionId })) {
-    if (name === 'session') assert.notEqual((await stat(record)).mtimeMs, 0);
-  }
+test("cost is the turn's alone after a restart of the server", async (t) => {
+  const home = await makeHome(t);
+  const before = await startServer(t, {}, home);
+  const first = await before.chat({ prompt: 'one' });
+  await before.chat({ prompt: 'two', session_id: idOf(first) });
+  await before.end('SIGKILL');
+  const after = await startServer(t, {}, home);
+  const third = await after.chat({ prompt: 'play history', session_id: idOf(first) });
+  assertAnswer(third, JSON.stringify(['one', 'two', 'play history']));
+  assert.equal(third.body['cost'], turnCostUsd);
 });
 
 test("another user's session and an unknown one get the same 404, and no process", async (t) => {
@@ -93,34 +83,87 @@ test("another user's session and an unknown one get the same 404, and no process
 test('a session the CLI has forgotten is a 404, not a new dialogue', async (t) => {
   const server = await startServer(t, withoutWarm);
   const first = await server.chat({ prompt: 'hello' });
-  await rm(join(server.home, '.fake-claude'), { recursive: true });
+  await rm(transcriptOf(server, 1, idOf(first)));
   assertProblem(await server.chat({ prompt: 'on', session_id: idOf(first) }), 404, 'session_not_found');
 });
 
-test('a damaged session record is an error of its own session only', async (t) => {
-  const server = await startServer(t);
-  const first = await server.chat({ prompt: 'hello' });
-  const record = join(server.home, 'state/sessions', `${idOf(first)}.json`);
-  await writeFile(record, '{"user_id":');
-  assertProblem(await server.chat({ prompt: 'on', session_id: idOf(first) }), 503, 'storage_unavailable');
-  assertAnswer(await server.chat({ prompt: 'new' }), 'you said: new');
+test("what another user plants under a session's id finds nothing of it, while it is idle, running or waited for", async (t) => {
+  const server = await startLogged(t);
+  const first = await server.chat({ prompt: 'secret', user_id: 1 });
+  const id = idOf(first);
+  await server.chat({ prompt: 'hello', user_id: 2 });
+  const own = transcriptOf(server, 1, id);
+  const planted = transcriptOf(server, 2, id);
+  const plants: Record<string, () => Promise<unknown>> = {
+    nothing: async () => {},
+    link: () => symlink(own, planted),
+    folder: () => mkdir(planted),
+    FIFO: () => promisify(execFile)('mkfifo', [planted]),
+  };
+  const running = server.chat({ prompt: 'play slow 1500', user_id: 1, session_id: id });
+  const queued = server.chat({ prompt: 'play history', user_id: 1, session_id: id });
+  await server.chat({ prompt: 'so that the others are under way', user_id: 3 });
+  for (const [what, plant] of Object.entries(plants)) {
+    await plant();
+    assertProblem(await server.chat({ prompt: 'play history', user_id: 2, session_id: id }), 404, 'session_not_found');
+    await rm(planted, { recursive: true, force: true });
+    assert.ok(await stat(own), what);
+  }
+  // Their own words under that id are theirs.
+  await writeFile(planted, JSON.stringify({ prompts: ['planted'] }));
+  assertAnswer(await server.chat({ prompt: 'play history', user_id: 2, session_id: id }), JSON.stringify(['planted', 'play history']));
+  assertAnswer(await running, 'after 1500');
+  assertAnswer(await queued, JSON.stringify(['secret', 'play slow 1500', 'play history']));
+  const idle = await server.chat({ prompt: 'play history', user_id: 1, session_id: id });
+  assertAnswer(idle, JSON.stringify(['secret', 'play slow 1500', 'play history', 'play history']));
+  assert.equal((await startsOf(server)).filter(({ argv }) => argv.some((argument) => argument.endsWith(`=${id}`))).length, 2, 'the process stayed the one it was');
 });
 
-test('a new dialogue that cannot be recorded is an error, and the turn is not left running', async (t) => {
-  const server = await startServer(t, { ...withoutWarm, CLAUDE_CODE_FAKE_START: 'slow' });
-  const folder = join(server.home, 'state/sessions');
-  for (const prompt of ['hello', 'play hang']) {
-    const asked = server.chat({ prompt });
-    // The folder goes away after the turn has begun.
-    await until('the CLI to start', async () => (await processesOf(server.home, server.pid)).length > 0 || undefined);
-    await rm(folder, { recursive: true });
-    const reply = await asked;
-    assertProblem(reply, 503, 'storage_unavailable');
-    assert.equal(reply.body['session_id'], undefined, 'nobody could go on with it');
-    await mkdir(folder);
-  }
-  assert.match(String((await server.logged('turn', (line) => line['status'] === 503))['cause']), /CLAUDE_STATE_DIR: the folder is gone.*ENOENT/);
-  await noneLeft(server.home, server.pid);
+test('a folder that is removed or replaced while its dialogue is warm counts as it is then', async (t) => {
+  const server = await startServer(t);
+  const seven = await server.chat({ prompt: 'seven', user_id: 7 });
+  const eight = await server.chat({ prompt: 'eight', user_id: 8 });
+  const users = join(server.home, 'state/users');
+  await rm(join(users, '7'), { recursive: true });
+  assertProblem(await server.chat({ prompt: 'on', user_id: 7, session_id: idOf(seven) }), 404, 'session_not_found');
+  await rm(join(users, '7'), { recursive: true, force: true });
+  await promisify(execFile)('cp', ['-a', join(users, '8'), join(users, '7')]);
+  assertAnswer(await server.chat({ prompt: 'play history', user_id: 7, session_id: idOf(eight) }), JSON.stringify(['eight', 'play history']));
+  assertAnswer(await server.chat({ prompt: 'play history', user_id: 8, session_id: idOf(eight) }), JSON.stringify(['eight', 'play history']));
+  await rm(join(users, '8/work'), { recursive: true });
+  assertAnswer(await server.chat({ prompt: 'still there?', user_id: 8, session_id: idOf(eight) }), 'you said: still there?');
+  assert.ok((await stat(join(users, '8/work'))).isDirectory());
+});
+
+for (const forgery of ['another-init', 'another-result', 'no-session', 'cost-negative', 'cost-huge', 'cost-text', 'cost-nan']) {
+  test(`a CLI that claims ${forgery} fails its own turn, and nobody else's`, async (t) => {
+    const server = await startServer(t);
+    const other = await server.chat({ prompt: 'other', user_id: 2 });
+    const first = await server.chat({ prompt: 'play pid' });
+    assertProblem(await server.chat({ prompt: `play forge ${forgery}`, session_id: idOf(first) }), 502, 'claude_failed');
+    await until('its process to end', async () => !(await processesOf(server.home)).some((line) => line.startsWith(`${first.body['content']} `)) || undefined);
+    const next = await server.chat({ prompt: 'on', session_id: idOf(first) });
+    assertAnswer(next, 'you said: on');
+    assert.equal(next.body['cost'], turnCostUsd);
+    assertAnswer(await server.chat({ prompt: 'on', user_id: 2, session_id: idOf(other) }), 'you said: on');
+  });
+}
+
+test('a process that says something between two turns is not used again', async (t) => {
+  const server = await startServer(t);
+  const first = await server.chat({ prompt: 'play forge late-init' });
+  assertAnswer(first, 'before the init');
+  assertAnswer(await server.chat({ prompt: 'on', session_id: idOf(first) }), 'you said: on');
+});
+
+test('a CLI that is too old is refused in words, before anything is spent', async (t) => {
+  const server = await startLogged(t, { CLAUDE_CODE_FAKE_VERSION: '2.1.325' });
+  await server.logged('claude_unavailable');
+  const sick = await server.request('/health');
+  assert.equal(sick.status, 503);
+  assert.match(String(((await sick.json()) as Record<string, unknown>)['detail']), /^The Claude CLI 2\.1\.325 is too old, 2\.1\.\d+ or newer is needed: update it with "npm install/);
+  assertProblem(await server.chat({ prompt: 'hello' }), 503, 'claude_too_old');
+  await assert.rejects(startsOf(server), { code: 'ENOENT' });
 });
 
 test('twenty turns of one session sent at once are answered in order', async (t) => {
@@ -142,21 +185,21 @@ test('twenty turns of one session sent at once are answered in order', async (t)
 
 test('the CLI gets the prompt on stdin, single-token options, a built environment and a folder of the user', async (t) => {
   const server = await startLogged(t, { CLAUDE_MODEL: 'sonnet', CLAUDE_ALLOWED_TOOLS: 'WebFetch', ANTHROPIC_API_KEY: 'made-up', OTHER_SECRET: 'hidden', CLAUDECODE: '1' });
-  assertAnswer(await server.chat({ prompt: '--version', user_id: 77 }), 'you said: --version');
+  const reply = await server.chat({ prompt: '--version', user_id: 77 });
+  assertAnswer(reply, 'you said: --version');
   const [start] = await startsOf(server);
   assert.ok(start);
-  const settings = start.argv.find((argument) => argument.startsWith('--settings=')) ?? '';
-  assert.deepEqual(start.argv.filter((argument) => argument !== settings), [
+  assert.deepEqual(start.argv, [
     '-p', '--input-format=stream-json', '--output-format=stream-json', '--verbose', '--include-partial-messages',
-    '--tools=Read,Write,Edit,Glob,Grep', '--permission-mode=acceptEdits', '--setting-sources=user', '--strict-mcp-config',
-    '--disable-slash-commands', '--max-turns=50', '--model=sonnet', '--allowedTools=WebFetch',
+    '--tools=Read,Write,Edit,Glob,Grep', '--permission-mode=acceptEdits', '--setting-sources=', '--strict-mcp-config',
+    '--disable-slash-commands', '--settings={"cleanupPeriodDays":30}', '--max-turns=50', '--model=sonnet', '--allowedTools=WebFetch',
+    `--session-id=${idOf(reply)}`,
   ]);
-  const { deny } = (JSON.parse(settings.replace('--settings=', '')) as { permissions: { deny: string[] } }).permissions;
-  const others = `/${await realpath(server.home)}/state/users`;
-  for (const path of ['~/.claude/agent-memory', `${others}/7`, `${others}/[012345689]*`, `${others}/7[012345689]*`, `${others}/77[0123456789]*`]) {
-    assert.ok(deny.includes(`Read(${path})`) && deny.includes(`Edit(${path})`), `${path} is not among ${deny.join(' ')}`);
-  }
-  assert.equal(start.cwd, join(server.home, 'state/users/77'));
+  const folder = join(await realpath(server.home), 'state/users/77');
+  assert.equal(start.cwd, join(folder, 'work'));
+  assert.deepEqual(['CLAUDE_CONFIG_DIR', 'CLAUDE_CODE_PROJECT_DIR_NAME', 'TMPDIR', 'CLAUDE_SECURESTORAGE_CONFIG_DIR'].map((name) => start.env[name]), [
+    join(folder, 'home'), 'work', join(folder, 'tmp'), join(server.home, '.claude'),
+  ]);
   assert.equal(start.env['ANTHROPIC_API_KEY'], 'made-up');
   assert.equal(start.env['CLAUDE_CODE_DISABLE_ATTACHMENTS'], '1');
   for (const name of ['CLAUDE_API_KEY', 'OTHER_SECRET', 'CLAUDECODE', 'PORT', 'CLAUDE_STATE_DIR']) assert.equal(start.env[name], undefined, name);
@@ -310,13 +353,13 @@ test('without a CLI a chat says how to get one, health tells the truth, and both
   const home = await makeHome(t);
   const binary = join(home, 'claude');
   const server = await startServer(t, { CLAUDE_BINARY_PATH: binary }, home);
-  await server.logged('claude_not_found');
+  await server.logged('claude_unavailable');
   const sick = await server.request('/health');
   assert.equal(sick.status, 503);
-  assert.match(await sick.text(), /^\{"status":"unavailable","detail":"The Claude CLI cannot be run: install it/);
+  assert.match(await sick.text(), /^\{"status":"unavailable","detail":"There is no Claude CLI: install it/);
   const reply = await server.chat({ prompt: 'hello' });
   assertProblem(reply, 503, 'claude_not_found');
-  assert.match(String(reply.body['detail']), /npm install -g @anthropic-ai\/claude-code/);
+  assert.match(String(reply.body['detail']), /npm install -g --allow-scripts=\S+ @anthropic-ai\/claude-code/);
   await copyFile(fakeClaude, binary);
   await chmod(binary, 0o755);
   assertAnswer(await server.chat({ prompt: 'hello' }), 'you said: hello');

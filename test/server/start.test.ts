@@ -55,7 +55,7 @@ test('settings too long for any process to be started with are said, and end not
   const home = await makeHome(t);
   await writeFile(join(home, '.env'), `ANTHROPIC_CUSTOM_HEADERS=${'x'.repeat(140_000)}\n`);
   const server = await startServer(t, {}, home);
-  await server.logged('claude_not_found');
+  await server.logged('claude_unavailable');
   assert.equal((await server.request('/health')).status, 503);
   assert.deepEqual(server.lines.filter(({ event }) => event === 'bug'), []);
 });

@@ -26,6 +26,7 @@ const statusOf: Readonly<Record<ProblemCode, number>> = {
   busy: 503,
   shutting_down: 503,
   claude_not_found: 503,
+  claude_too_old: 503,
   claude_not_authenticated: 503,
   storage_unavailable: 503,
   claude_overloaded: 503,

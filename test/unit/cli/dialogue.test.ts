@@ -3,12 +3,12 @@ import { test } from 'node:test';
 import { Dialogue, type TurnEnd } from '../../../src/cli/dialogue.ts';
 import type { CliEvent, CliResult } from '../../../src/cli/protocol.ts';
 
-const init: CliEvent = { type: 'init', sessionId: 'a', version: '2.1.330' };
+const init: CliEvent = { type: 'init', sessionId: 'a', version: '2.1.331' };
 const retry = (status: number): CliEvent => ({ type: 'api_retry', status, delayMs: 10 });
-const refused: CliResult = { subtype: 'success', isError: true, text: 'Refused for good', errors: [], apiStatus: undefined, terminalReason: undefined, totalCostUsd: 0, turnCostUsd: 0 };
+const refused: CliResult = { subtype: 'success', isError: true, text: 'Refused for good', errors: [], apiStatus: undefined, terminalReason: undefined, sessionId: 'a', costUsd: 0 };
 
 async function codeAfter(...events: CliEvent[]): Promise<string> {
-  const dialogue = new Dialogue(0, () => {});
+  const dialogue = new Dialogue('a', () => {});
   const end: Promise<TurnEnd> = dialogue.begin(() => {});
   for (const event of [init, ...events, { type: 'result', ...refused } as const]) dialogue.hear(event);
   const { outcome } = await end;
@@ -22,10 +22,57 @@ test('a trouble that the CLI got over is not the cause of what fails later', asy
   }
 });
 
-test('a session without a usable id is no protocol to go on with', () => {
-  for (const sessionId of ['', '../x', 'a b']) {
-    const dialogue = new Dialogue(0, () => {});
+test('whatever the CLI says of another session than its own is no protocol to go on with', () => {
+  const result: CliEvent = { type: 'result', ...refused };
+  for (const wrong of [{ ...init, sessionId: 'b' }, { ...init, sessionId: '' }, { ...result, sessionId: 'b' }, { ...result, sessionId: '' }] as CliEvent[]) {
+    const dialogue = new Dialogue('a', () => {});
     void dialogue.begin(() => assert.fail('nobody is told'));
-    assert.throws(() => dialogue.hear({ type: 'init', sessionId, version: '2.1.330' }));
+    assert.throws(() => dialogue.hear(wrong), Error, JSON.stringify(wrong));
   }
+});
+
+test('a cost that cannot be is no protocol to go on with', async () => {
+  const endWith = (costUsd: number): Promise<TurnEnd> => {
+    const dialogue = new Dialogue('a', () => {});
+    const end = dialogue.begin(() => {});
+    dialogue.hear(init);
+    dialogue.hear({ type: 'result', ...refused, costUsd });
+    return end;
+  };
+  for (const costUsd of [-1, -1e-9, 1000.01, 1e308, Infinity, NaN]) assert.throws(() => endWith(costUsd), Error, String(costUsd));
+  for (const costUsd of [0, 0.25, 1000]) assert.equal((await endWith(costUsd)).costUsd, costUsd);
+});
+
+test('what is said between two turns spoils the process for the next one', () => {
+  for (const late of [init, { type: 'result', ...refused } as const]) {
+    const dialogue = new Dialogue('a', () => {});
+    void dialogue.begin(() => {});
+    dialogue.hear(init);
+    dialogue.hear({ type: 'result', ...refused, isError: false });
+    assert.equal(dialogue.isReady, true);
+    dialogue.hear(late);
+    assert.equal(dialogue.isReady, false, late.type);
+  }
+});
+
+test('a result before the init line of its turn is none of its own', async () => {
+  const dialogue = new Dialogue('a', () => {});
+  const first = dialogue.begin(() => {});
+  for (const event of [init, { type: 'result', ...refused, isError: false } as const]) dialogue.hear(event);
+  await first;
+  const second = dialogue.begin(() => {});
+  dialogue.hear({ type: 'result', ...refused, isError: false, text: 'an answer nobody asked for' });
+  for (const event of [init, { type: 'result', ...refused, isError: false, text: 'its own' } as const]) dialogue.hear(event);
+  assert.deepEqual((await second).outcome, { content: 'its own' });
+  assert.equal(dialogue.isReady, false, 'a process that says what nobody asked for gets no further turn');
+});
+
+test('a CLI that turns out to be too old for the server is given up on', async () => {
+  let isGivenUp = false;
+  const dialogue = new Dialogue('a', () => (isGivenUp = true));
+  const end = dialogue.begin(() => {});
+  dialogue.hear({ ...init, version: '2.1.325' } as CliEvent);
+  dialogue.hear({ type: 'result', ...refused });
+  const { outcome } = await end;
+  assert.deepEqual([isGivenUp, 'problem' in outcome && outcome.problem.code], [true, 'claude_too_old']);
 });

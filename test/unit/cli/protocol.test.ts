@@ -1,15 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import {
-  carriesCostOver,
-  compareVersions,
-  costOfTurn,
-  interruptLine,
-  parseLine,
-  userLine,
-  type CliEvent,
-  type CliResult,
-} from '../../../src/cli/protocol.ts';
+import { interruptLine, parseLine, userLine, type CliEvent } from '../../../src/cli/protocol.ts';
 
 type Json = Record<string, unknown>;
 
@@ -41,10 +32,10 @@ test('the interrupt is one control request on one line', () => {
 
 // ---- lines from the CLI
 
-const initLine = `{"type":"system","subtype":"init","cwd":"/w","session_id":"0c6f2f1e","tools":["Edit","Glob"],"mcp_servers":[],"model":"claude-sonnet-5","permissionMode":"acceptEdits","slash_commands":[],"apiKeySource":"ANTHROPIC_API_KEY","claude_code_version":"2.1.197","output_style":"default","agents":["..."],"skills":[],"plugins":[],"analytics_disabled":true,"uuid":"U","memory_paths":{"auto":"..."},"fast_mode_state":"off"}`;
+const initLine = `{"type":"system","subtype":"init","cwd":"/w","session_id":"0c6f2f1e","tools":["Edit","Glob"],"mcp_servers":[],"model":"claude-sonnet-5","permissionMode":"acceptEdits","slash_commands":[],"apiKeySource":"ANTHROPIC_API_KEY","claude_code_version":"2.1.331","output_style":"default","agents":["..."],"skills":[],"plugins":[],"analytics_disabled":true,"uuid":"U","memory_paths":{"auto":"..."},"fast_mode_state":"off"}`;
 const toolLine = `{"type":"assistant","message":{"id":"msg_x","type":"message","role":"assistant","model":"claude-opus-4-8","content":[{"type":"tool_use","id":"toolu_x","name":"Bash","input":{"command":"ls"}}],"stop_reason":null,"usage":{"input_tokens":100,"output_tokens":1}},"parent_tool_use_id":null,"session_id":"0c6f2f1e","uuid":"U","request_id":"req_x"}`;
 const toolResultLine = `{"type":"user","message":{"role":"user","content":[{"type":"tool_result","content":"...","is_error":true,"tool_use_id":"toolu_x"}]},"parent_tool_use_id":null,"session_id":"0c6f2f1e","uuid":"U","timestamp":"ISO","tool_use_result":"Error: ..."}`;
-const successLine = `{"type":"result","subtype":"success","is_error":false,"api_error_status":null,"duration_ms":233,"duration_api_ms":51,"ttft_ms":213,"ttft_stream_ms":210,"time_to_request_ms":192,"num_turns":1,"result":"hello","stop_reason":"end_turn","session_id":"0c6f2f1e","total_cost_usd":0.00075,"usage":{"input_tokens":100,"output_tokens":10},"modelUsage":{"claude-opus-4-8[1m]":{"inputTokens":100,"outputTokens":10,"costUSD":0.00075}},"permission_denials":[{"tool_name":"Bash","tool_use_id":"toolu_x","tool_input":{"command":"..."}}],"terminal_reason":"completed","fast_mode_state":"off","uuid":"U"}`;
+const successLine = `{"type":"result","subtype":"success","is_error":false,"api_error_status":null,"duration_ms":233,"duration_api_ms":51,"ttft_ms":213,"ttft_stream_ms":210,"time_to_request_ms":192,"num_turns":1,"result":"hello","stop_reason":"end_turn","session_id":"0c6f2f1e","total_cost_usd":0.5,"model_usage_since_last_result":{"claude-opus-4-8[1m]":{"inputTokens":100,"outputTokens":10,"costUSD":0.00075}},"usage":{"input_tokens":100,"output_tokens":10},"modelUsage":{"claude-opus-4-8[1m]":{"inputTokens":100,"outputTokens":10,"costUSD":0.00075}},"permission_denials":[{"tool_name":"Bash","tool_use_id":"toolu_x","tool_input":{"command":"..."}}],"terminal_reason":"completed","fast_mode_state":"off","uuid":"U"}`;
 const maxTurnsLine = `{"type":"result","subtype":"error_max_turns","is_error":true,"num_turns":3,"stop_reason":"tool_use","terminal_reason":"max_turns","errors":["Reached maximum number of turns (2)"],"session_id":"0c6f2f1e","total_cost_usd":0.0015}`;
 
 const stream = (event: Json, more: Json = {}): string => JSON.stringify({ type: 'stream_event', event, session_id: 's', parent_tool_use_id: null, ...more });
@@ -52,18 +43,18 @@ const assistant = (message: Json, more: Json = {}): string => JSON.stringify({ t
 const textBlock = { content: [{ type: 'text', text: 'hi' }] };
 
 const parsed: ReadonlyArray<readonly [string, string, readonly CliEvent[]]> = [
-  ['init names the session and the version', initLine, [{ type: 'init', sessionId: '0c6f2f1e', version: '2.1.197' }]],
+  ['init names the session and the version', initLine, [{ type: 'init', sessionId: '0c6f2f1e', version: '2.1.331' }]],
   ['a used tool is named, without its input', toolLine, [{ type: 'tool', name: 'Bash' }]],
   ['a tool result says nothing', toolResultLine, []],
   [
-    'a result has the answer and the running total',
+    'a result has the answer and the cost of the turn alone',
     successLine,
-    [{ type: 'result', subtype: 'success', isError: false, text: 'hello', errors: [], apiStatus: undefined, terminalReason: 'completed', totalCostUsd: 0.00075, turnCostUsd: undefined }],
+    [{ type: 'result', subtype: 'success', isError: false, text: 'hello', errors: [], apiStatus: undefined, terminalReason: 'completed', sessionId: '0c6f2f1e', costUsd: 0.00075 }],
   ],
   [
     'a result without an answer has its errors',
     maxTurnsLine,
-    [{ type: 'result', subtype: 'error_max_turns', isError: true, text: undefined, errors: ['Reached maximum number of turns (2)'], apiStatus: undefined, terminalReason: 'max_turns', totalCostUsd: 0.0015, turnCostUsd: undefined }],
+    [{ type: 'result', subtype: 'error_max_turns', isError: true, text: undefined, errors: ['Reached maximum number of turns (2)'], apiStatus: undefined, terminalReason: 'max_turns', sessionId: '0c6f2f1e', costUsd: 0 }],
   ],
   ['a streamed message begins', stream({ type: 'message_start', message: { id: 'msg_x' } }), [{ type: 'message_start', messageId: 'msg_x' }]],
   ['a piece of text comes', stream({ type: 'content_block_delta', delta: { type: 'text_delta', text: 'He\u2028' } }), [{ type: 'text_delta', text: 'He\u2028' }]],
@@ -126,56 +117,18 @@ test('parseLine: a result that does not say is_error:false is an error', () => {
 
 // ---- what a turn cost
 
-const resultOf = (line: Json): CliResult => {
-  const [event] = parseLine(JSON.stringify({ type: 'result', subtype: 'success', is_error: false, result: 'x', ...line }));
+function costOf(modelUsage: unknown): number {
+  const [event] = parseLine(JSON.stringify({ type: 'result', result: 'x', total_cost_usd: 5, model_usage_since_last_result: modelUsage }));
   assert.ok(event?.type === 'result');
-  return event;
-};
+  return event.costUsd;
+}
 
-test('costOfTurn: a CLI that names the cost since the last result is believed', () => {
-  const usage = { 'claude-opus-4-8[1m]': { costUSD: 0.002 }, 'claude-haiku': { costUSD: 0.0001 } };
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 5, model_usage_since_last_result: usage }), 1), 0.0021);
-  // After a SIGKILL the total forgets the last turn, and a difference of totals would be too small.
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 1, model_usage_since_last_result: usage }), 1), 0.0021);
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 1, model_usage_since_last_result: {} }), 0), 0);
+test('the cost of a turn is that of all models since the last result, without noise at the end', () => {
+  assert.equal(costOf({ 'claude-opus-4-8[1m]': { costUSD: 0.1 }, 'claude-haiku': { costUSD: 0.2 } }), 0.3);
+  assert.equal(costOf({}), 0);
+  assert.equal(costOf(undefined), 0);
 });
 
-test('costOfTurn: from 2.1.277 on a resumed session goes on from its old total', () => {
-  assert.ok(carriesCostOver('2.1.277'));
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.0125 }), 0.01), 0.0025);
-});
-
-test('costOfTurn: up to 2.1.276 every process counts from 0', () => {
-  assert.ok(!carriesCostOver('2.1.276') && !carriesCostOver('2.1.197'));
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.0025 }), 0), 0.0025);
-  // The second turn of the same process.
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.006 }), 0.0025), 0.0035);
-});
-
-test('costOfTurn: a total below the one before was counted anew', () => {
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.001 }), 0.5), 0.001);
-});
-
-test('costOfTurn: sums of fractions have no noise at the end', () => {
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.3 }), 0.1), 0.2);
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0, model_usage_since_last_result: { a: { costUSD: 0.1 }, b: { costUSD: 0.2 } } }), 0), 0.3);
-});
-
-test('costOfTurn: a turn that cost nothing, or a line that says nothing, is 0', () => {
-  assert.equal(costOfTurn(resultOf({ total_cost_usd: 0.5 }), 0.5), 0);
-  assert.equal(costOfTurn(resultOf({}), 0), 0);
-});
-
-test('carriesCostOver: newer releases do, an unknown one does not', () => {
-  for (const version of ['2.1.278', '2.1.330', '2.2.0', '3.0.0']) assert.ok(carriesCostOver(version), version);
-  for (const version of ['', 'x', '2.0.999', '1.9.999']) assert.ok(!carriesCostOver(version), version);
-});
-
-test('compareVersions: numbers are compared as numbers, part by part', () => {
-  const ascending = ['', '1.9.9', '2', '2.0.1', '2.1.9', '2.1.10', '2.1.276', '2.1.277', '2.2.0', '10.0.0'];
-  for (const [i, a] of ascending.entries()) {
-    for (const [j, b] of ascending.entries()) assert.equal(Math.sign(compareVersions(a, b)), Math.sign(i - j), `${a} and ${b}`);
-  }
-  assert.equal(compareVersions('2.1', '2.1.0'), 0);
-  assert.equal(compareVersions('2.1.330-beta.1', '2.1.330'), 0);
+test('a cost that is no number is not taken for nothing', () => {
+  for (const costUSD of ['0.1', null, undefined, {}]) assert.ok(Number.isNaN(costOf({ 'claude-opus-4-8': { costUSD } })), String(costUSD));
 });

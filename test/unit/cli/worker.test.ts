@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { Problem } from '../../../src/problem.ts';
 import { Worker } from '../../../src/cli/worker.ts';
 
-const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', resumedTotalUsd: 0 };
+const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', sessionId: 'a', isInPlace: () => true };
 
 // Node tells of a missing program by an event, and throws these from spawn itself.
 for (const [code, expected] of [['ENOMEM', 'busy'], ['ETXTBSY', 'claude_not_found'], ['ENOEXEC', 'claude_not_found'], ['ENOTDIR', 'claude_not_found']] as const) {

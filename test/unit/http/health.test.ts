@@ -63,7 +63,7 @@ test('a CLI that cannot be run makes the server unavailable, with what to do abo
   const { status, detail } = scene.monitor.health();
   assert.deepEqual([status, detail], ['unavailable', notFound.message]);
   assert.equal(scene.monitor.counts().claude_version, null);
-  assert.deepEqual(scene.events, ['error claude_not_found']);
+  assert.deepEqual(scene.events, ['error claude_unavailable']);
 });
 
 test('a CLI that appears later is found by itself, and said once', async () => {
@@ -74,7 +74,7 @@ test('a CLI that appears later is found by itself, and said once', async () => {
   assert.equal(scene.status, 'unavailable');
   scene.version = '2.1.330';
   await until('the server to be available', () => (scene.status === 'ok' ? true : undefined));
-  assert.deepEqual(scene.events, ['error claude_not_found', 'info claude_found']);
+  assert.deepEqual(scene.events, ['error claude_unavailable', 'info claude_found']);
   assert.equal(scene.monitor.counts().claude_version, '2.1.330');
 });
 
@@ -96,7 +96,7 @@ test('a turn that finds no CLI makes the server unavailable', () => {
   const scene = new Scene();
   scene.monitor.onTurnEnd(notFound);
   assert.equal(scene.status, 'unavailable');
-  assert.deepEqual(scene.events, ['error claude_not_found']);
+  assert.deepEqual(scene.events, ['error claude_unavailable']);
 });
 
 test('a turn that goes well makes it available again at once', () => {
@@ -104,7 +104,7 @@ test('a turn that goes well makes it available again at once', () => {
   scene.monitor.onTurnEnd(notFound);
   scene.monitor.onTurnEnd(undefined);
   assert.equal(scene.status, 'ok');
-  assert.deepEqual(scene.events, ['error claude_not_found', 'info claude_found']);
+  assert.deepEqual(scene.events, ['error claude_unavailable', 'info claude_found']);
 });
 
 test('other failures of a turn say nothing about the CLI', () => {
@@ -131,14 +131,10 @@ test('a server that stops says so, whatever the CLI', async () => {
   assert.deepEqual(scene.monitor.health(), { status: 'draining' });
 });
 
-test('a CLI older than the walls between users were proven on is warned of', async () => {
-  for (const [version, events] of [['2.1.196', ['warning claude_old']], ['2.1.197', []], ['2.0.999', ['warning claude_old']], ['3.0.0', []]] as const) {
-    const scene = new Scene();
-    scene.version = version;
-    await scene.monitor.watchCli();
-    assert.deepEqual(scene.events, events, version);
-    assert.equal(scene.status, 'ok');
-  }
+test('a CLI that is too old makes the server unavailable, and says so in words of its own', async () => {
+  const scene = new Scene();
+  scene.monitor.onTurnEnd(new Problem('claude_too_old', 'Update the CLI.'));
+  assert.deepEqual([scene.monitor.health(), scene.events], [{ status: 'unavailable', detail: 'Update the CLI.' }, ['error claude_unavailable']]);
 });
 
 test('what callers do wrong is counted as a turn, not as a failure', () => {

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { setImmediate as tick } from 'node:timers/promises';
 import { test } from 'node:test';
 import { defaultCapacity } from '../../../src/host/memory.ts';
-import { Pool, type Lease, type PoolOptions } from '../../../src/turns/pool.ts';
+import type { StartSession } from '../../../src/claude.ts';
+import { Pool, type PoolOptions } from '../../../src/turns/pool.ts';
 import { Problem } from '../../../src/problem.ts';
 
 /** A process of the imagination: it starts and ends when the test says so. */
@@ -14,15 +15,17 @@ class FakeWorker {
   /** The process is gone, by its own doing or because it was stopped. */
   die = (): void => {};
   readonly userId: number;
-  readonly sessionId: string | undefined;
+  readonly sessionId: string;
+  readonly isNew: boolean;
   readonly started: Promise<void>;
   readonly exited: Promise<void>;
   isAlive = true;
   readonly #diesWhenStopped: boolean;
 
-  constructor(userId: number, sessionId: string | undefined, diesWhenStopped: boolean) {
+  constructor({ userId, sessionId, isNew }: StartSession, diesWhenStopped: boolean) {
     this.userId = userId;
     this.sessionId = sessionId;
+    this.isNew = isNew;
     this.#diesWhenStopped = diesWhenStopped;
     this.started = new Promise((resolve) => (this.markStarted = resolve));
     this.exited = new Promise((resolve) => {
@@ -52,13 +55,14 @@ function makePool({ diesWhenStopped = true, startsAtOnce = true, ...options }: O
   const workers: FakeWorker[] = [];
   let mostAlive = 0;
   const pool = new Pool<FakeWorker>({
-    start: async (userId, sessionId) => {
-      const worker = new FakeWorker(userId, sessionId, diesWhenStopped);
+    start: async (session) => {
+      const worker = new FakeWorker(session, diesWhenStopped);
       workers.push(worker);
       if (startsAtOnce) worker.markStarted();
       mostAlive = Math.max(mostAlive, workers.filter((other) => other.isAlive).length);
       return worker;
     },
+    hasSession: () => true,
     capacity: 2,
     queueLimit: 10,
     queueTimeoutMs: 10_000,
@@ -72,13 +76,12 @@ function makePool({ diesWhenStopped = true, startsAtOnce = true, ...options }: O
     workers,
     mostAlive: () => mostAlive,
     acquire: (userId: number, sessionId?: string, signal: AbortSignal = never) => watch(pool.acquire(userId, sessionId, signal)),
-    /** One whole first turn: the dialogue is named and its process left warm. */
-    async begin(userId: number, sessionId: string): Promise<Lease<FakeWorker>> {
+    /** One whole first turn, after which the process is left warm; gives the session. */
+    async begin(userId: number): Promise<string> {
       const lease = await pool.acquire(userId, undefined, never);
-      lease.bind(sessionId);
       lease.release();
       await settle();
-      return lease;
+      return lease.sessionId;
     },
   };
 }
@@ -107,9 +110,9 @@ function codeOf(error: unknown): string {
 
 test("a session's next turn gets its own warm process, another user's does not", async () => {
   const { begin, acquire, workers } = makePool();
-  await begin(1, 'a');
-  const again = await acquire(1, 'a').promise;
-  assert.deepEqual([again.origin, again.worker], ['warm', workers[0]]);
+  const sessionId = await begin(1);
+  const again = await acquire(1, sessionId).promise;
+  assert.deepEqual([again.origin, again.worker, again.sessionId], ['warm', workers[0], sessionId]);
   again.release();
   const other = await acquire(2, 'b').promise;
   assert.equal(other.origin, 'cold');
@@ -132,9 +135,9 @@ test('turns beyond the capacity wait, and get their places in the order they cam
 
 test('two turns of one session run one after the other, in the same process', async () => {
   const { acquire, begin, workers } = makePool();
-  await begin(1, 'a');
-  const first = acquire(1, 'a');
-  const second = acquire(1, 'a');
+  const sessionId = await begin(1);
+  const first = acquire(1, sessionId);
+  const second = acquire(1, sessionId);
   const lease = await first.promise;
   await settle();
   assert.equal(second.state, 'pending');
@@ -153,11 +156,10 @@ test('a turn that must wait for its session lets others pass', async () => {
   await waiting.promise;
 });
 
-test('a new dialogue is busy under its own name from the moment it has one', async () => {
-  const { acquire } = makePool();
+test('a new dialogue is busy from its start, before anything of it is on disk', async () => {
+  const { acquire } = makePool({ hasSession: () => false });
   const first = await acquire(1).promise;
-  first.bind('new');
-  const second = acquire(1, 'new');
+  const second = acquire(1, first.sessionId);
   await settle();
   assert.equal(second.state, 'pending');
   first.release();
@@ -203,7 +205,7 @@ test('a session resumed while its warm process is being evicted waits for the en
 
 test('simultaneous first turns of one user share the spare fairly: one has it, the other starts cold', async () => {
   const { acquire, begin, workers } = makePool({ capacity: 4 });
-  await begin(1, 'a');
+  await begin(1);
   assert.equal(workers.length, 2, 'a spare was started');
   const [first, second] = await Promise.all([acquire(1).promise, acquire(1).promise]);
   assert.deepEqual([first.origin, second.origin], ['spare', 'cold']);
@@ -212,34 +214,32 @@ test('simultaneous first turns of one user share the spare fairly: one has it, t
 
 test('the spare is for the user who last began a dialogue, and nobody else gets it', async () => {
   const { acquire, begin, workers, pool } = makePool({ capacity: 4 });
-  await begin(1, 'a');
+  await begin(1);
   assert.equal(workers[1]?.userId, 1);
   const other = await acquire(2).promise;
   assert.equal(other.origin, 'cold');
-  other.bind('b');
   other.release();
   await settle();
-  assert.deepEqual([workers[1]?.isAlive, workers.at(-1)?.userId, workers.at(-1)?.sessionId], [false, 2, undefined]);
+  assert.deepEqual([workers[1]?.isAlive, workers.at(-1)?.userId, workers.length], [false, 2, 4]);
   assert.equal(pool.counts().warm, 3);
 });
 
 test('the spare gives way before any warm dialogue', async () => {
   const { acquire, begin, workers } = makePool({ capacity: 2 });
-  await begin(1, 'a');
+  await begin(1);
   await acquire(2, 'b').promise;
   assert.deepEqual(workers.map((worker) => worker.isAlive), [true, false, true]);
 });
 
 test('without room to spare there is no spare', async () => {
   const { begin, workers } = makePool({ capacity: 1 });
-  await begin(1, 'a');
+  await begin(1);
   assert.equal(workers.length, 1);
 });
 
 test('a first turn that went wrong brings no spare', async () => {
   const { acquire, workers } = makePool({ capacity: 4 });
   const lease = await acquire(1).promise;
-  lease.bind('a');
   lease.worker.isReusable = false;
   lease.release();
   await settle();
@@ -248,7 +248,7 @@ test('a first turn that went wrong brings no spare', async () => {
 
 test('a spare that dies is not put up again and again', async () => {
   const { begin, workers } = makePool();
-  await begin(1, 'a');
+  await begin(1);
   workers[1]?.die();
   await settle();
   assert.equal(workers.length, 2);
@@ -257,15 +257,15 @@ test('a spare that dies is not put up again and again', async () => {
 test('a spare that cannot be started is given up, and its place is free', async () => {
   let starts = 0;
   const { begin, pool } = makePool({
-    start: async (userId, sessionId) => {
+    start: async (session) => {
       starts += 1;
       if (starts === 2) throw new Problem('claude_not_found', 'gone');
-      const worker = new FakeWorker(userId, sessionId, true);
+      const worker = new FakeWorker(session, true);
       worker.markStarted();
       return worker;
     },
   });
-  await begin(1, 'a');
+  await begin(1);
   assert.deepEqual([starts, pool.counts().warm, pool.counts().running], [2, 1, 0]);
 });
 
@@ -306,15 +306,15 @@ test('a pool closed while the spare starts ends it too', async () => {
   const spareStart = new Promise<void>((resolve) => (spareMayStart = resolve));
   const started: FakeWorker[] = [];
   const { begin, pool } = makePool({
-    start: async (userId, sessionId) => {
+    start: async (session) => {
       if (started.length === 1) await spareStart;
-      const worker = new FakeWorker(userId, sessionId, true);
+      const worker = new FakeWorker(session, true);
       worker.markStarted();
       started.push(worker);
       return worker;
     },
   });
-  await begin(1, 'a');
+  await begin(1);
   const closed = watch(pool.close());
   spareMayStart();
   await settle();
@@ -372,7 +372,7 @@ test('a turn that waited too long is refused', async (t) => {
 test('an idle process is kept for its time, and not longer', async (t) => {
   t.mock.timers.enable({ apis: ['setTimeout'] });
   const { begin, workers, pool } = makePool({ warmMs: 5000 });
-  await begin(1, 'a');
+  await begin(1);
   t.mock.timers.tick(4999);
   assert.deepEqual(workers.map((worker) => worker.isAlive), [true, true]);
   t.mock.timers.tick(1);
@@ -396,7 +396,7 @@ test('the time of idleness starts anew with every turn', async (t) => {
 
 test('without a time to be warm every process ends with its turn', async () => {
   const { begin, workers, pool } = makePool({ warmMs: 0 });
-  await begin(1, 'a');
+  await begin(1);
   assert.deepEqual([workers.map((worker) => worker.isAlive), pool.counts().running], [[false], 0]);
 });
 
@@ -407,7 +407,7 @@ test('a process that is not fit is stopped, and its session waits until it is go
   lease.release();
   const next = acquire(1, 'a');
   await settle();
-  assert.deepEqual([next.state, pool.counts().running], ['pending', 1]);
+  assert.deepEqual([next.state, pool.counts().running], ['pending', 0]);
   workers[0]?.die();
   assert.equal((await next.promise).worker, workers[1]);
 });
@@ -454,9 +454,9 @@ test('after a failed login no process from before serves again', async () => {
 test('a start that fails is the turn\'s own failure: its place is free for the next', async () => {
   const { acquire, pool } = makePool({
     capacity: 1,
-    start: async (userId, sessionId) => {
-      if (userId === 1) throw new Problem('claude_not_found', 'gone');
-      return new FakeWorker(userId, sessionId, true);
+    start: async (session) => {
+      if (session.userId === 1) throw new Problem('claude_not_found', 'gone');
+      return new FakeWorker(session, true);
     },
   });
   const failing = acquire(1);
@@ -494,18 +494,96 @@ test('a process that hangs at its start keeps others from starting for ten secon
   assert.deepEqual(turns.map((turn) => turn.state), ['done', 'done', 'pending']);
 });
 
-test('a session whose process gave way has another place as soon as that process is gone', async () => {
-  const { acquire, begin, workers } = makePool({ startsAtOnce: false, diesWhenStopped: false });
-  for (const [userId, sessionId] of [[1, 'a'], [2, 'b']] as const) await begin(userId, sessionId);
-  const idle = [...workers];
-  acquire(3, 'c');
-  const again = acquire(1, 'a');
+test('as many idle processes give way as turns need a new one, and no more', async () => {
+  const { acquire, workers } = makePool({ capacity: 3, diesWhenStopped: false });
+  for (const sessionId of ['a', 'b', 'c']) (await acquire(1, sessionId).promise).release();
+  const turns = [acquire(2, 'd'), acquire(3, 'e')];
   await settle();
-  assert.deepEqual([again.state, idle.map((worker) => worker.isStopAsked)], ['pending', [true, false]]);
-  idle[0]?.die();
+  assert.deepEqual(workers.map((worker) => worker.isStopAsked), [true, true, false]);
+  // Another look at the queue asks nobody else to go.
+  const own = acquire(1, 'c');
   await settle();
-  // It takes the other's place, though the one that took its own has not started yet.
-  assert.deepEqual(idle.map((worker) => worker.isStopAsked), [true, true]);
+  assert.deepEqual([own.state, ...turns.map((turn) => turn.state)], ['done', 'pending', 'pending']);
+  assert.deepEqual(workers.map((worker) => worker.isStopAsked), [true, true, false]);
+  workers[1]?.die();
+  await settle();
+  assert.deepEqual(turns.map((turn) => turn.state), ['done', 'pending'], 'the first room is for the first turn');
+});
+
+test('a caller who hangs up while a process gives way gets none started', async () => {
+  const { acquire, workers } = makePool({ capacity: 1, diesWhenStopped: false });
+  (await acquire(1, 'a').promise).release();
+  const caller = new AbortController();
+  const turn = acquire(2, 'b', caller.signal);
+  await settle();
+  caller.abort(new Problem('request_timeout', 'gone'));
+  workers[0]?.die();
+  await settle();
+  assert.deepEqual([turn.state, codeOf(turn.error), workers.length], ['failed', 'request_timeout', 1]);
+});
+
+test('an unknown session is a problem of its own turn, and no idle process gives way for it', async () => {
+  const asked: string[] = [];
+  const { acquire, workers } = makePool({ capacity: 1, hasSession: (userId, sessionId) => {
+    asked.push(`${userId}/${sessionId}`);
+    return sessionId !== 'unknown';
+  } });
+  (await acquire(1, 'a').promise).release();
+  const unknown = acquire(2, 'unknown');
+  await settle();
+  assert.deepEqual([unknown.state, codeOf(unknown.error), workers.map((worker) => worker.isAlive)], ['failed', 'session_not_found', [true]]);
+  assert.deepEqual(asked, ['1/a', '2/unknown']);
+  assert.equal((await acquire(1, 'a').promise).origin, 'warm');
+  assert.deepEqual(asked, ['1/a', '2/unknown'], 'what is live is not looked up');
+});
+
+test('a session that cannot be looked up is the trouble of its own turn', async () => {
+  const { acquire } = makePool({ hasSession: () => {
+    throw new Problem('storage_unavailable', 'no disk');
+  } });
+  const turn = acquire(1, 'a');
+  const fresh = acquire(1);
+  await settle();
+  assert.deepEqual([codeOf(turn.error), fresh.state], ['storage_unavailable', 'done']);
+});
+
+test('one id under two users is two sessions', async () => {
+  const { acquire, pool, workers } = makePool({ capacity: 3 });
+  const first = await acquire(1, 'a').promise;
+  const planted = await acquire(2, 'a').promise;
+  assert.notEqual(first.worker, planted.worker);
+  planted.worker.isReusable = false;
+  planted.release();
+  await settle();
+  assert.deepEqual(workers.map((worker) => worker.isAlive), [true, false]);
+  first.release();
+  await settle();
+  assert.deepEqual([(await acquire(1, 'a').promise).origin, pool.counts().running], ['warm', 1]);
+});
+
+test('the server chooses the id of a new dialogue before its process starts, the spare too', async () => {
+  const { acquire, begin, workers } = makePool({ capacity: 4 });
+  const sessionId = await begin(1);
+  const spare = await acquire(1).promise;
+  assert.deepEqual(workers.map((worker) => worker.isNew), [true, true]);
+  assert.deepEqual([workers[0]?.sessionId, workers[1]?.sessionId], [sessionId, spare.sessionId]);
+  assert.match(sessionId, /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/);
+  assert.notEqual(sessionId, spare.sessionId);
+});
+
+test('a dead spare is renewed as the new dialogue it was for, a dead dialogue by resuming', async () => {
+  const { acquire, begin, workers } = makePool({ capacity: 4 });
+  await begin(1);
+  const spare = await acquire(1).promise;
+  workers[1]?.die();
+  await spare.renew();
+  assert.deepEqual([workers[2]?.sessionId, workers[2]?.isNew], [spare.sessionId, true]);
+  spare.release();
+  await settle();
+  const again = await acquire(1, spare.sessionId).promise;
+  workers[2]?.die();
+  await again.renew();
+  assert.deepEqual([again.worker.sessionId, again.worker.isNew], [spare.sessionId, false]);
 });
 
 test('unfit processes are replaced no more at once than others start', async () => {

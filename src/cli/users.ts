@@ -1,0 +1,138 @@
+import { lstatSync } from 'node:fs';
+import { mkdir, readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Folder } from '../host/folder.ts';
+import { storageUnavailable } from '../host/storage.ts';
+import { errorCode } from '../problem.ts';
+
+/** The name the CLI gives the folder of its transcripts, whatever path it works in (fact: CLAUDE_CODE_PROJECT_DIR_NAME). */
+export const projectName = 'work';
+
+/** The folders of one end user, as absolute paths. Their parents are the server's own. */
+export interface UserFolders {
+  /** The CLI's own: transcripts, memory, settings. */
+  readonly home: string;
+  /** Where Claude works. */
+  readonly work: string;
+  readonly tmp: string;
+  /** Whether all of them are still the ones they were: none removed, none replaced. Asks the kernel each time. */
+  isUnchanged(): boolean;
+}
+
+/** All that is kept of end users: a folder each, `<id>/{home,work,tmp,turns}`. What lies in these four is the user's. */
+export interface Users {
+  /** The user's folders, made where they are missing. Throws Problem `storage_unavailable`. */
+  prepare(userId: number): Promise<UserFolders>;
+  /**
+   * Whether a transcript of this session lies in the user's folder. An id that is no lower-case UUID is not looked for.
+   * Throws Problem `busy` or `storage_unavailable` when the machine cannot tell.
+   */
+  hasSession(userId: number, sessionId: string): boolean;
+  /** Removes what lies in the user's `tmp`. To be called while no process of theirs lives. Never rejects. */
+  emptyTmp(userId: number): Promise<void>;
+  /** Removes the transcripts of all users that nobody wrote to for `maxAgeMs`; gives how many. Rejects when `users` cannot be read. */
+  sweep(maxAgeMs: number): Promise<number>;
+}
+
+const uuidPattern = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+const transcripts = ['home', 'projects', projectName];
+// What the end user may have put in the place of a transcript or of a folder above it, or never made: no session then.
+const notThere = new Set(['ENOENT', 'ELOOP', 'ENOTDIR', 'ENXIO', 'EACCES']);
+
+/** The users below `<stateDir>/users`, a folder that is made if need be. Throws when it cannot be made. */
+export async function openUsers(stateDir: string): Promise<Users> {
+  const root = join(stateDir, 'users');
+  await mkdir(root, { recursive: true, mode: 0o700 });
+
+  return {
+    async prepare(userId) {
+      const folder = join(root, String(userId));
+      const paths = { home: join(folder, 'home'), work: join(folder, 'work'), tmp: join(folder, 'tmp') };
+      try {
+        // Not the parents of all: where these are gone, others must not come up in the place of a disk that is not mounted.
+        for (const path of [folder, ...Object.values(paths), join(folder, 'turns')]) await makeFolder(path);
+        const identity = identityOf(Object.values(paths));
+        if (identity === undefined) throw new Error('something else lies where a folder of a user should be: remove it');
+        return { ...paths, isUnchanged: () => identityOf(Object.values(paths)) === identity };
+      } catch (error) {
+        throw storageUnavailable(error);
+      }
+    },
+
+    hasSession(userId, sessionId) {
+      if (!uuidPattern.test(sessionId)) return false;
+      let folder: Folder | undefined;
+      try {
+        folder = Folder.open(join(root, String(userId)), transcripts);
+        const entry = folder.stat(`${sessionId}.jsonl`);
+        return entry.isFile() && entry.size > 0;
+      } catch (error) {
+        if (notThere.has(errorCode(error) ?? '')) return false;
+        throw storageUnavailable(error);
+      } finally {
+        folder?.close();
+      }
+    },
+
+    async emptyTmp(userId) {
+      await useFolder(join(root, String(userId)), ['tmp'], (folder) => folder.empty());
+    },
+
+    async sweep(maxAgeMs) {
+      let removed = 0;
+      for (const name of await readdir(root)) {
+        await useFolder(join(root, name), transcripts, async (folder) => {
+          removed += await sweepTranscripts(folder, Date.now() - maxAgeMs);
+        });
+      }
+      return removed;
+    },
+  };
+}
+
+/** Opens a folder for a while; nothing happens where there is none, or none that can be opened. */
+async function useFolder(path: string, inside: readonly string[], use: (folder: Folder) => Promise<void>): Promise<void> {
+  let folder: Folder | undefined;
+  try {
+    folder = Folder.open(path, inside);
+    await use(folder);
+  } catch {
+    // What stays is the user's own loss.
+  } finally {
+    folder?.close();
+  }
+}
+
+/** Removes the transcripts last written before `oldestMs`, each with the folder of the same name that the CLI keeps beside it. */
+async function sweepTranscripts(folder: Folder, oldestMs: number): Promise<number> {
+  let removed = 0;
+  for await (const name of folder.names()) {
+    const [, id] = /^([0-9a-f-]{36})\.jsonl$/.exec(name.toString('latin1')) ?? [];
+    if (id === undefined || !isOlder(folder, name, oldestMs)) continue;
+    await folder.remove(name);
+    await folder.remove(id);
+    removed += 1;
+  }
+  return removed;
+}
+
+function isOlder(folder: Folder, name: Buffer, oldestMs: number): boolean {
+  try {
+    return folder.stat(name).mtimeMs < oldestMs;
+  } catch {
+    // Not ours to judge: a link, or not to be opened.
+    return false;
+  }
+}
+
+async function makeFolder(path: string): Promise<void> {
+  await mkdir(path, { mode: 0o700 }).catch((error: unknown) => {
+    if (errorCode(error) !== 'EEXIST') throw error;
+  });
+}
+
+/** Device and inode of each; undefined when one is not there, or no folder. */
+function identityOf(paths: readonly string[]): string | undefined {
+  const entries = paths.map((path) => lstatSync(path, { throwIfNoEntry: false }));
+  return entries.every((entry) => entry?.isDirectory()) ? entries.map((entry) => `${entry?.dev}:${entry?.ino}`).join(' ') : undefined;
+}

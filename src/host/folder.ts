@@ -1,0 +1,87 @@
+import { closeSync, constants, fstatSync, openSync, type Stats } from 'node:fs';
+import { opendir, rmdir, unlink } from 'node:fs/promises';
+
+const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = constants;
+const folderFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW;
+
+// Each level holds a descriptor while it is walked; what lies deeper stays.
+const maxDepth = 64;
+
+/**
+ * A folder held open, in which names are used one at a time. What lies in it is somebody else's: no link is followed, no
+ * FIFO waited for, and a folder that is swapped for a link meanwhile leads nowhere else (openat(2), by /proc/self/fd).
+ */
+export class Folder {
+  readonly #fd: number;
+
+  private constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /**
+   * Opens a folder by its path, whose parents nobody else can write, and from there on name by name what lies inside.
+   * Throws what open(2) says: ENOENT, ELOOP for a link, ENOTDIR.
+   */
+  static open(path: string, inside: ReadonlyArray<string | Buffer> = []): Folder {
+    let folder = new Folder(openSync(path, folderFlags));
+    for (const name of inside) {
+      const outer = folder;
+      try {
+        folder = new Folder(openSync(outer.#pathOf(name), folderFlags));
+      } finally {
+        outer.close();
+      }
+    }
+    return folder;
+  }
+
+  /** What lies here under this name, itself and not what it points to. Throws what open(2) says; a link is ELOOP. */
+  stat(name: string | Buffer): Stats {
+    const fd = openSync(this.#pathOf(name), O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+    try {
+      return fstatSync(fd);
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  /** The names in it, as bytes: not every name is UTF-8. */
+  async *names(): AsyncGenerator<Buffer> {
+    // The types know only text here; the option gives bytes all the same.
+    for await (const { name } of await opendir(`/proc/self/fd/${this.#fd}`, { encoding: 'buffer' as BufferEncoding })) {
+      yield Buffer.from(name as string | Buffer);
+    }
+  }
+
+  /** Removes what lies here under this name, a folder with all that is in it. What cannot be removed stays; never rejects. */
+  async remove(name: string | Buffer, depth = 0): Promise<void> {
+    if (await unlink(this.#pathOf(name)).then(() => true, () => false)) return;
+    if (depth < maxDepth) await this.#emptyFolder(name, depth + 1);
+    await rmdir(this.#pathOf(name)).catch(() => {});
+  }
+
+  /** Removes all that lies in it, as `remove` does. */
+  async empty(depth = 0): Promise<void> {
+    for await (const name of this.names()) await this.remove(name, depth);
+  }
+
+  close(): void {
+    closeSync(this.#fd);
+  }
+
+  async #emptyFolder(name: string | Buffer, depth: number): Promise<void> {
+    let folder: Folder | undefined;
+    try {
+      folder = new Folder(openSync(this.#pathOf(name), folderFlags));
+      await folder.empty(depth);
+    } catch {
+      // Gone, swapped for something else, or not to be opened.
+    } finally {
+      folder?.close();
+    }
+  }
+
+  #pathOf(name: string | Buffer): Buffer {
+    return Buffer.concat([Buffer.from(`/proc/self/fd/${this.#fd}/`), Buffer.from(name)]);
+  }
+}

@@ -1,0 +1,182 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, realpathSync, renameSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { openUsers, type Users } from '../../../src/cli/users.ts';
+
+const id = 'f1b19141-9e1d-4e8d-a902-a05c85145ac0';
+const otherId = '00000000-0000-4000-8000-000000000000';
+const dayMs = 24 * 60 * 60 * 1000;
+
+async function makeUsers(t: TestContext): Promise<{ users: Users; root: string }> {
+  const state = realpathSync(mkdtempSync(join(tmpdir(), 'claude-api-users-')));
+  t.after(() => rmSync(state, { recursive: true, force: true }));
+  return { users: await openUsers(state), root: join(state, 'users') };
+}
+
+/** Puts a transcript where the CLI would. */
+function writeTranscript(root: string, userId: number, sessionId: string, ageDays = 0): string {
+  const folder = join(root, String(userId), 'home/projects/work');
+  mkdirSync(folder, { recursive: true });
+  const path = join(folder, `${sessionId}.jsonl`);
+  writeFileSync(path, '{}\n');
+  const seconds = (Date.now() - ageDays * dayMs) / 1000;
+  utimesSync(path, seconds, seconds);
+  return path;
+}
+
+test('a user has a folder of four, for the service user alone, whatever the umask', async (t) => {
+  const { users, root } = await makeUsers(t);
+  const before = process.umask(0o000);
+  t.after(() => process.umask(before));
+  const folders = await users.prepare(7);
+  assert.deepEqual(readdirSync(join(root, '7')).sort(), ['home', 'tmp', 'turns', 'work']);
+  assert.deepEqual([folders.home, folders.work, folders.tmp], ['home', 'work', 'tmp'].map((name) => join(root, '7', name)));
+  for (const path of [root, join(root, '7'), ...['home', 'tmp', 'turns', 'work'].map((name) => join(root, '7', name))]) {
+    assert.equal(lstatSync(path).mode & 0o777, 0o700, path);
+  }
+  await users.prepare(7);
+});
+
+test('folders that are there already are taken as they are', async (t) => {
+  const { users, root } = await makeUsers(t);
+  mkdirSync(join(root, '7/work'), { recursive: true });
+  writeFileSync(join(root, '7/work/kept'), '');
+  await users.prepare(7);
+  assert.ok(existsSync(join(root, '7/work/kept')));
+});
+
+for (const [what, put] of [
+  ['a link', (path: string) => symlinkSync('/tmp', path)],
+  ['a file', (path: string) => writeFileSync(path, '')],
+] as const) {
+  test(`${what} in the place of a user's folder is no folder to work in`, async (t) => {
+    const { users, root } = await makeUsers(t);
+    for (const name of ['home', 'work', 'tmp']) {
+      rmSync(join(root, '7'), { recursive: true, force: true });
+      mkdirSync(join(root, '7'));
+      put(join(root, '7', name));
+      await assert.rejects(users.prepare(7), { code: 'storage_unavailable' }, name);
+    }
+  });
+}
+
+test('without the folder of all users none is made in its place', async (t) => {
+  const { users, root } = await makeUsers(t);
+  rmSync(root, { recursive: true });
+  await assert.rejects(users.prepare(7), { code: 'storage_unavailable' });
+  assert.equal(existsSync(root), false);
+});
+
+test('a folder that was removed, replaced or swapped for a link is noticed', async (t) => {
+  const { users, root } = await makeUsers(t);
+  for (const name of ['home', 'work', 'tmp']) {
+    const path = join(root, '7', name);
+    const folders = await users.prepare(7);
+    assert.equal(folders.isUnchanged(), true);
+    writeFileSync(join(path, 'file'), 'what lies inside does not count');
+    assert.equal(folders.isUnchanged(), true);
+    renameSync(path, `${path}.away`);
+    assert.equal(folders.isUnchanged(), false, `${name} is gone`);
+    symlinkSync(`${path}.away`, path);
+    assert.equal(folders.isUnchanged(), false, `${name} is a link`);
+    rmSync(path);
+    mkdirSync(path);
+    assert.equal(folders.isUnchanged(), false, `${name} is another folder`);
+    rmSync(path, { recursive: true });
+    renameSync(`${path}.away`, path);
+    assert.equal(folders.isUnchanged(), true, `${name} is back`);
+  }
+});
+
+test('a session is whose transcript lies in the folder, and nobody else’s', async (t) => {
+  const { users, root } = await makeUsers(t);
+  await users.prepare(1);
+  assert.equal(users.hasSession(1, id), false);
+  writeTranscript(root, 1, id);
+  assert.deepEqual([users.hasSession(1, id), users.hasSession(2, id), users.hasSession(1, otherId)], [true, false, false]);
+  await users.prepare(2);
+  assert.equal(users.hasSession(2, id), false);
+});
+
+test('what is no lower-case UUID is not looked for', async (t) => {
+  const { users, root } = await makeUsers(t);
+  for (const wrong of [id.toUpperCase(), 'abc', `../work/${id}`, `${id}.jsonl`, `${id}\n`, '']) {
+    if (!wrong.includes('/')) writeTranscript(root, 1, wrong);
+    assert.equal(users.hasSession(1, wrong), false, JSON.stringify(wrong));
+  }
+});
+
+test('what a user plants in the place of a transcript is no session of theirs', async (t) => {
+  const { users, root } = await makeUsers(t);
+  const foreign = writeTranscript(root, 1, id);
+  const folder = join(root, '2/home/projects/work');
+  const planted: Record<string, (path: string) => void> = {
+    link: (path) => symlinkSync(foreign, path),
+    'dangling link': (path) => symlinkSync('/nowhere', path),
+    folder: (path) => mkdirSync(path),
+    FIFO: (path) => execFileSync('mkfifo', [path]),
+    'empty file': (path) => writeFileSync(path, ''),
+  };
+  for (const [what, plant] of Object.entries(planted)) {
+    rmSync(folder, { recursive: true, force: true });
+    mkdirSync(folder, { recursive: true });
+    plant(join(folder, `${id}.jsonl`));
+    assert.equal(users.hasSession(2, id), false, what);
+  }
+  rmSync(folder, { recursive: true });
+  symlinkSync(join(root, '1/home/projects/work'), folder);
+  assert.equal(users.hasSession(2, id), false, 'a link above it');
+});
+
+test('a file the user made unreadable is no session, and no trouble of the server', { skip: process.getuid?.() === 0 && 'root reads everything' }, async (t) => {
+  const { users, root } = await makeUsers(t);
+  chmodSync(writeTranscript(root, 1, id), 0o000);
+  assert.equal(users.hasSession(1, id), false);
+});
+
+test('the sweep removes old transcripts of all users with what belongs to them, and nothing else', async (t) => {
+  const { users, root } = await makeUsers(t);
+  const old = writeTranscript(root, 1, id, 31);
+  mkdirSync(join(old, '../', id, 'subagents'), { recursive: true });
+  const young = writeTranscript(root, 1, otherId, 29);
+  const otherUsers = writeTranscript(root, 22, id, 400);
+  const folder = join(root, '1/home/projects/work');
+  const outside = writeTranscript(root, 3, otherId, 1);
+  symlinkSync(outside, join(folder, 'aaaaaaaa-0000-4000-8000-000000000000.jsonl'));
+  writeFileSync(join(folder, 'notes.txt'), '');
+  utimesSync(join(folder, 'notes.txt'), 0, 0);
+  assert.equal(await users.sweep(30 * dayMs), 2);
+  assert.deepEqual([old, otherUsers, young, outside, join(folder, 'notes.txt')].map((path) => existsSync(path)), [false, false, true, true, true]);
+  assert.equal(existsSync(join(folder, id)), false);
+});
+
+test('the sweep is not led out by links in the place of folders', async (t) => {
+  const { users, root } = await makeUsers(t);
+  const victim = writeTranscript(root, 1, id, 0);
+  utimesSync(victim, 0, 0);
+  mkdirSync(join(root, '2'));
+  symlinkSync(join(root, '1/home'), join(root, '2/home'));
+  mkdirSync(join(root, '3/home/projects'), { recursive: true });
+  symlinkSync(join(root, '1/home/projects/work'), join(root, '3/home/projects/work'));
+  rmSync(join(root, '4'), { force: true });
+  symlinkSync(join(root, '1'), join(root, '4'));
+  const moved = join(root, '..', 'kept');
+  renameSync(join(root, '1'), moved);
+  symlinkSync(moved, join(root, '1'));
+  assert.equal(await users.sweep(dayMs), 0);
+  assert.ok(existsSync(join(moved, 'home/projects/work', `${id}.jsonl`)));
+});
+
+test('an emptied tmp is empty, and a user without one is no trouble', async (t) => {
+  const { users, root } = await makeUsers(t);
+  await users.emptyTmp(1);
+  const { tmp, work } = await users.prepare(1);
+  mkdirSync(join(tmp, 'a/b'), { recursive: true });
+  writeFileSync(join(work, 'kept'), '');
+  symlinkSync(work, join(tmp, 'a/link'));
+  await users.emptyTmp(1);
+  assert.deepEqual([readdirSync(tmp), readdirSync(join(root, '1/work'))], [[], ['kept']]);
+});

@@ -1,0 +1,88 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { existsSync, linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { Folder } from '../../../src/host/folder.ts';
+
+function makeFolder(t: TestContext): string {
+  const path = realpathSync(mkdtempSync(join(tmpdir(), 'claude-api-folder-')));
+  t.after(() => rmSync(path, { recursive: true, force: true }));
+  return path;
+}
+
+function descriptors(): number {
+  return readdirSync('/proc/self/fd').length;
+}
+
+test('a folder is opened name by name, and a link on the way is refused', (t) => {
+  const path = makeFolder(t);
+  mkdirSync(join(path, 'a/b'), { recursive: true });
+  writeFileSync(join(path, 'a/b/file'), 'text');
+  symlinkSync('a', join(path, 'link'));
+  const before = descriptors();
+  const folder = Folder.open(path, ['a', 'b']);
+  assert.deepEqual([folder.stat('file').isFile(), folder.stat('file').size], [true, 4]);
+  folder.close();
+  assert.throws(() => Folder.open(path, ['link', 'b']), { code: /^(ELOOP|ENOTDIR)$/ });
+  assert.throws(() => Folder.open(join(path, 'link')), { code: /^(ELOOP|ENOTDIR)$/ });
+  assert.throws(() => Folder.open(path, ['a', 'nowhere']), { code: 'ENOENT' });
+  assert.equal(descriptors(), before, 'every folder on the way is closed again');
+});
+
+test('a link is not looked through, and a FIFO is not waited for', (t) => {
+  const path = makeFolder(t);
+  writeFileSync(join(path, 'file'), 'text');
+  symlinkSync('file', join(path, 'link'));
+  execFileSync('mkfifo', [join(path, 'fifo')]);
+  const folder = Folder.open(path);
+  t.after(() => folder.close());
+  assert.throws(() => folder.stat('link'), { code: 'ELOOP' });
+  assert.equal(folder.stat('fifo').isFIFO(), true);
+});
+
+test('a folder that was moved away and replaced by a link still means the folder', (t) => {
+  const path = makeFolder(t);
+  mkdirSync(join(path, 'own'));
+  mkdirSync(join(path, 'foreign'));
+  writeFileSync(join(path, 'own/mine'), '');
+  writeFileSync(join(path, 'foreign/theirs'), '');
+  const folder = Folder.open(path, ['own']);
+  t.after(() => folder.close());
+  execFileSync('sh', ['-c', 'mv own gone && ln -s foreign own'], { cwd: path });
+  assert.equal(folder.stat('mine').isFile(), true);
+  assert.throws(() => folder.stat('theirs'), { code: 'ENOENT' });
+});
+
+test('emptying removes everything inside, follows no link, and leaves what is outside', async (t) => {
+  const path = makeFolder(t);
+  const outside = join(path, 'outside');
+  const inside = join(path, 'inside');
+  mkdirSync(outside);
+  writeFileSync(join(outside, 'kept'), 'kept');
+  mkdirSync(join(inside, 'a/b/c'), { recursive: true });
+  for (const name of ['file', 'a/file', 'a/b/c/.hidden', 'with\nbreak']) writeFileSync(join(inside, name), '');
+  writeFileSync(Buffer.concat([Buffer.from(`${inside}/a/`), Buffer.from([0xff, 0xfe])]), 'a name that is no UTF-8');
+  symlinkSync(outside, join(inside, 'a/link'));
+  symlinkSync('/nowhere', join(inside, 'dangling'));
+  linkSync(join(outside, 'kept'), join(inside, 'hard'));
+  execFileSync('mkfifo', [join(inside, 'fifo')]);
+  const before = descriptors();
+  const folder = Folder.open(inside);
+  await folder.empty();
+  folder.close();
+  assert.deepEqual(readdirSync(inside), []);
+  assert.equal(readFileSync(join(outside, 'kept'), 'utf8'), 'kept');
+  assert.equal(descriptors(), before);
+});
+
+test('a folder nested deeper than is walked loses what was reached, and the walk ends', async (t) => {
+  const path = makeFolder(t);
+  // Deeper than any path may be long.
+  execFileSync('sh', ['-c', 'i=0; while [ $i -lt 200 ]; do mkdir d && cd d && : >file; i=$((i+1)); done'], { cwd: path });
+  const folder = Folder.open(path);
+  await folder.empty();
+  folder.close();
+  assert.equal(existsSync(join(path, 'd/file')), false);
+});
