@@ -214,7 +214,7 @@ for (const scenario of ['hang', 'deaf', 'grandchild']) {
   test(`what plays ${scenario} beyond SHUTDOWN_SECONDS is ended with 503 and its session`, async (t) => {
     const server = await startServer(t, { SHUTDOWN_SECONDS: '0' });
     const running = server.chat({ prompt: `play ${scenario}` });
-    await until('the turn to run', async () => ((await readdir(`${server.home}/state/sessions`)).some((name) => name.endsWith('.json')) ? true : undefined));
+    await until('the turn to run', async () => (await readdir(`${server.home}/state/users/1/home/projects/work`).catch(() => [])).some((name) => name.endsWith('.jsonl')) || undefined);
     const ended = server.end('SIGTERM');
     const reply = await running;
     assert.deepEqual([reply.status, reply.body['code'], typeof reply.body['session_id']], [503, 'shutting_down', 'string']);

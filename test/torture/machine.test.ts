@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
-import { chmod, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { Agent, request } from 'node:http';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -33,33 +33,23 @@ function assertUnavailable(reply: Reply): void {
   assert.deepEqual([reply.status, reply.body['code'], reply.headers.get('retry-after')], [503, 'storage_unavailable', '10']);
 }
 
-for (const place of ['state', '.claude']) {
-  test(`a full disk below ${place} is said before a turn, and over when there is room again`, { skip: noSmallDisk }, async (t) => {
-    const home = await makeHome(t);
-    await mkdir(join(home, place));
-    const server = await startServer(t, {}, home, [...onSmallDisk, join(home, place)]);
-    const filler = `/proc/${server.pid}/root${join(home, place, 'filler')}`;
-    const cause = new RegExp(`${place === 'state' ? 'CLAUDE_STATE_DIR' : 'HOME'}: its disk is full: make room for 16 MB`);
-    await refusedAndBack(server, cause, () => writeFile(filler, Buffer.alloc(30 * 1024 * 1024)), () => rm(filler));
-  });
-}
+test('a full disk is said before a turn, and over when there is room again', { skip: noSmallDisk }, async (t) => {
+  const home = await makeHome(t);
+  await mkdir(join(home, 'state'));
+  const server = await startServer(t, {}, home, [...onSmallDisk, join(home, 'state')]);
+  const filler = `/proc/${server.pid}/root${join(home, 'state/filler')}`;
+  const cause = /CLAUDE_STATE_DIR: its disk is full: make room for 16 MB/;
+  await refusedAndBack(server, cause, () => writeFile(filler, Buffer.alloc(30 * 1024 * 1024)), () => rm(filler));
+});
 
-const writtenTo = [
-  ['CLAUDE_STATE_DIR', 'state/sessions'], ['CLAUDE_STATE_DIR', 'state/users'], ['HOME', '.claude'], ['TMPDIR', 'tmp'],
-  ['CLAUDE_CODE_TMPDIR', 'tmp', { CLAUDE_CODE_TMPDIR: 'tmp' }], ['CLAUDE_CONFIG_DIR', 'tmp', { CLAUDE_CONFIG_DIR: 'tmp' }], ['CLAUDE_CONFIG_DIR', 'tmp', { CLAUDE_CONFIG_DIR: 'tmp/not/yet' }],
-] as const;
-for (const [setting, folder, given = {}] of writtenTo) {
-  test(`${setting}, ${folder} not writable ${JSON.stringify(given)} is said before a turn, and over when it is`, { skip: isRoot && needs(['setpriv'], 'folders that cannot be written') }, async (t) => {
-    const home = await makeHome(t);
-    await Promise.all(['.claude', 'tmp'].map((name) => mkdir(join(home, name))));
-    const env = Object.fromEntries(Object.entries({ TMPDIR: 'tmp', ...given }).map(([name, path]) => [name, join(home, path)]));
-    const server = await startServer(t, env, home, asOrdinaryUser);
-    const path = join(home, folder);
-    await refusedAndBack(server, new RegExp(`${setting}: let the user the server runs as write there \\(EACCES\\)`), () => chmod(path, 0o500), () => chmod(path, 0o700));
-  });
-}
+test('a state folder that is not writable is said before a turn, and over when it is', { skip: isRoot && needs(['setpriv'], 'folders that cannot be written') }, async (t) => {
+  const home = await makeHome(t);
+  const server = await startServer(t, {}, home, asOrdinaryUser);
+  const path = join(home, 'state/users');
+  await refusedAndBack(server, /CLAUDE_STATE_DIR: let the user the server runs as write there \(EACCES\)/, () => chmod(path, 0o500), () => chmod(path, 0o700));
+});
 
-for (const folder of ['state', 'state/sessions', 'state/users']) {
+for (const folder of ['state', 'state/users']) {
   test(`a vanished ${folder} makes no dialogue unknown, and none anew`, async (t) => {
     const server = await startServer(t);
     const path = join(server.home, folder);
@@ -70,18 +60,15 @@ for (const folder of ['state', 'state/sessions', 'state/users']) {
   });
 }
 
-test('a damaged record is an error of its own dialogue, which goes on once it is restored', async (t) => {
-  const server = await startServer(t);
+test('a transcript that is away makes its own dialogue unknown, which goes on once it is back', async (t) => {
+  const server = await startServer(t, { CLAUDE_WARM_SECONDS: '0' });
   const { session_id: sessionId } = (await server.chat({ prompt: 'before' })).body;
-  const record = join(server.home, 'state/sessions', `${String(sessionId)}.json`);
-  const good = await readFile(record);
-  for (const bad of ['', '{', good.subarray(0, -4), '[]', 'null', '{"user_id":"1","total_cost_usd":0}', '{"user_id":1}', Buffer.from([0xff, 0xfe, 0, 0])]) {
-    await writeFile(record, bad);
-    assertUnavailable(await server.chat({ prompt: 'on', session_id: sessionId }));
-    assert.equal((await server.chat({ prompt: 'other', user_id: 2 })).status, 200);
-  }
-  await server.logged('turn', (line) => line['session'] === sessionId && /the record of this session is damaged: restore it/.test(String(line['cause'])));
-  await writeFile(record, good);
+  const transcript = join(server.home, `state/users/1/home/projects/work/${String(sessionId)}.jsonl`);
+  await rename(transcript, `${transcript}.away`);
+  const reply = await server.chat({ prompt: 'on', session_id: sessionId });
+  assert.deepEqual([reply.status, reply.body['code']], [404, 'session_not_found']);
+  assert.equal((await server.chat({ prompt: 'other', user_id: 2 })).status, 200);
+  await rename(`${transcript}.away`, transcript);
   assert.equal((await server.chat({ prompt: 'play history', session_id: sessionId })).body['content'], '["before","play history"]');
 });
 
