@@ -1,0 +1,48 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { explain } from '../../../src/sandbox/trial.ts';
+
+// What bubblewrap 0.6.1 to 0.12 and prlimit were seen to say where something of the machine is missing.
+const table: ReadonlyArray<readonly [stderr: string, reason: RegExp, isLasting?: boolean]> = [
+  ['bwrap: No permissions to create new namespace, likely because the kernel does not allow non-privileged user namespaces.', /user namespaces are off/],
+  ['bwrap: No permissions to creating new namespace, likely because the kernel does not allow non-privileged user namespaces.', /user namespaces are off/],
+  ['bwrap: Creating new namespace failed: Operation not permitted', /user namespaces are off/],
+  ['bwrap: Creating new namespace failed: No space left on device', /user\.max_user_namespaces/],
+  ['bwrap: Creating new namespace failed: Resource temporarily unavailable', /no room/, false],
+  ['bwrap: Creating new namespace failed: nesting depth or /proc/sys/user/max_*_namespaces exceeded (ENOSPC)', /user\.max_user_namespaces/],
+  ["bwrap: Can't mkdir parents for /etc/passwd: No space left on device", /no room/, false],
+  ['bwrap: setting up uid map: Permission denied', /AppArmor/],
+  ['bwrap: loopback: Failed RTM_NEWADDR: Operation not permitted', /AppArmor/],
+  ['bwrap: loopback: Failed to create NETLINK_ROUTE socket: Address family not supported by protocol', /AF_NETLINK/],
+  ["bwrap: Can't read /proc/sys/kernel/overflowuid: No such file or directory", /ProcSubset=pid/],
+  ["bwrap: Can't mount proc on /newroot/proc: Operation not permitted", /ProtectKernelTunables=/],
+  ["bwrap: Can't mount proc on /proc: Operation not permitted", /systempaths=unconfined/],
+  ['bwrap: Failed to make / slave: Operation not permitted', /SystemCallFilter=/],
+  ['bwrap: pivot_root: Operation not permitted', /SystemCallFilter=/],
+  ["bwrap: Can't open source /usr: Function not implemented", /RestrictSUIDSGID=/],
+  ["bwrap: Can't find source path /srv/state/sandbox/passwd: No such file or directory", /missing or cannot be read/],
+  ["bwrap: Can't find source path /root/claude: Permission denied", /missing or cannot be read/],
+  ['bwrap: execvp /usr/bin/prlimit: No such file or directory', /util-linux/],
+  ['prlimit: failed to execute /opt/bin/claude: No such file or directory', /CLAUDE_BINARY_PATH/],
+  ['prlimit: failed to execute /opt/bin/claude: Exec format error', /CLAUDE_BINARY_PATH/],
+  ['bwrap: Unknown option --json-status-fd', /0\.6\.1/],
+  ['bwrap: prctl(PR_SET_SECCOMP): Invalid argument', /seccomp/],
+  ['bwrap: Something new about /srv/secret/place', /^bubblewrap fails: bwrap: Something new about <path>$/],
+  ['TypeError: undefined is not a function', /does not answer/],
+  ['', /does not answer/],
+];
+
+test('what bubblewrap says becomes a sentence that says what to do, without a path of the machine', () => {
+  for (const [stderr, expected, isLasting = true] of table) {
+    const trial = explain(`${stderr}\n`);
+    assert.ok(!trial.works);
+    assert.match(trial.reason, expected, stderr);
+    assert.equal(trial.isLasting, isLasting, stderr);
+    assert.doesNotMatch(trial.reason, /srv|root\//, stderr);
+  }
+});
+
+test('the line that counts is bubblewrap\'s, whatever the loader says before it', () => {
+  const trial = explain('ERROR: ld.so: object x cannot be preloaded: ignored.\nbwrap: setting up uid map: Permission denied\n');
+  assert.match(trial.works ? '' : trial.reason, /AppArmor/);
+});
