@@ -1,0 +1,171 @@
+import { spawn, type ChildProcessByStdio } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { closeSync, copyFileSync, linkSync, lstatSync, readFileSync, statSync } from 'node:fs';
+import { chmod, chown, mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { basename, dirname, join } from 'node:path';
+import type { Readable, Writable } from 'node:stream';
+import { test, type TestContext } from 'node:test';
+import { endMarked, markerName } from '../src/cli/strays.ts';
+import { sandboxEnv } from '../src/sandbox/environment.ts';
+import {
+  openFilter, readStatus, rootOptions, sandboxArgv, writeOwnFiles, type Folders, type Machine, type SandboxStatus,
+} from '../src/sandbox/sandbox.ts';
+import { findProgram, needsToRun } from './needs.ts';
+import { fakeClaude, within } from './running-server.ts';
+
+const isRoot = process.getuid?.() === 0;
+/** The ordinary user that bubblewrap runs as: root has no sandbox. */
+const user = isRoot ? { uid: 64_123, gid: 64_123 } : { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
+
+/** A command line run as that user. */
+export function asOrdinaryUser(...command: readonly string[]): [command: string, ...args: string[]] {
+  const change = isRoot ? ['setpriv', `--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups', '--'] : [];
+  const [first = '', ...rest] = [...change, ...command];
+  return [first, ...rest];
+}
+
+/** Why there can be no sandbox here, or false. */
+export const noSandbox = needsToRun(
+  asOrdinaryUser('bwrap', '--unshare-user', '--unshare-net', '--ro-bind', '/', '/', 'true'),
+  'a bubblewrap that works for an ordinary user',
+  'starts programs in a sandbox',
+);
+
+/** A test that needs a sandbox. */
+export function testSandboxed(title: string, run: (t: TestContext) => Promise<void>): void {
+  test(title, { skip: noSandbox }, run);
+}
+
+/** A state folder with users, and sandboxes over it, without server and CLI. */
+export class SandboxedUsers {
+  readonly stateDir: string;
+  readonly machine: Machine;
+  /** What the markers of its processes begin with. */
+  readonly markerPrefix = `test.${randomUUID()}.`;
+
+  constructor(stateDir: string, machine: Machine) {
+    this.stateDir = stateDir;
+    this.machine = machine;
+  }
+
+  folders(userId: number): Folders {
+    const folder = join(this.stateDir, 'users', String(userId));
+    return { home: join(folder, 'home'), work: join(folder, 'work'), tmp: join(folder, 'tmp'), api: join(folder, 'turns/1/api') };
+  }
+
+  /** Starts a program inside. The program's arguments are what follows bubblewrap's own. */
+  start(program: readonly string[], userId = 1, folders = this.folders(userId), env = insideEnv): Inside {
+    const command = asOrdinaryUser(this.machine.bwrap, ...sandboxArgv(this.machine, folders, program));
+    const filter = openFilter(this.machine);
+    try {
+      return new Inside(command, { ...env, [markerName]: `${this.markerPrefix}${userId}.` }, filter);
+    } finally {
+      closeSync(filter);
+    }
+  }
+
+  /** What a shell script inside prints, waited for. */
+  async run(script: string, userId = 1): Promise<Outcome> {
+    return this.start(['/bin/bash', '-c', script], userId).ended();
+  }
+}
+
+export const insideEnv = sandboxEnv({}, { ANTHROPIC_AUTH_TOKEN: 'placeholder' }, { socket: 's', isGateway: false }).env;
+
+export interface Outcome {
+  readonly code: number | null;
+  readonly signal: string | null;
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly status: SandboxStatus;
+}
+
+/** A process inside. */
+export class Inside {
+  readonly child: ChildProcessByStdio<Writable, Readable, Readable>;
+  stdout = '';
+  stderr = '';
+  #status = '';
+
+  constructor([command, ...args]: [string, ...string[]], env: Readonly<Record<string, string>>, filter: number) {
+    this.child = spawn(command, args, { cwd: '/', env, detached: true, stdio: ['pipe', 'pipe', 'pipe', filter, 'pipe'] }) as typeof this.child;
+    this.child.stdin.on('error', () => {});
+    this.child.stdout.setEncoding('utf8').on('data', (text: string) => (this.stdout += text));
+    this.child.stderr.setEncoding('utf8').on('data', (text: string) => (this.stderr += text));
+    const status = this.child.stdio[4] as Readable | null;
+    status?.setEncoding('utf8').on('data', (text: string) => (this.#status += text));
+  }
+
+  get status(): SandboxStatus {
+    return readStatus(this.#status);
+  }
+
+  async ended(timeoutMs = 30_000): Promise<Outcome> {
+    const [code, signal] = (await within('the sandbox to end', timeoutMs, once(this.child, 'close'))) as [number | null, string | null];
+    return { code, signal, stdout: this.stdout, stderr: this.stderr, status: this.status };
+  }
+}
+
+/** Users 1 and 2 with their folders, in a folder that is gone after the test with all that ran in it. */
+export async function makeSandboxedUsers(t: TestContext, claude: string = fakeClaude): Promise<SandboxedUsers> {
+  const top = await mkdtemp(join(tmpdir(), 'claude-api-test-'));
+  const stateDir = join(top, 'state');
+  const ownFiles = join(stateDir, 'sandbox');
+  const programs = join(top, 'programs');
+  for (const userId of [1, 2]) {
+    for (const name of ['home', 'work', 'tmp', 'turns/1/api', 'turns/1/in', 'turns/1/out']) {
+      await mkdir(join(stateDir, 'users', String(userId), name), { recursive: true });
+    }
+  }
+  writeOwnFiles(ownFiles, user.uid, user.gid);
+  await chownAll(top);
+  await chmod(top, 0o755);
+  await mkdir(programs, { mode: 0o755 });
+  const machine = {
+    bwrap: findProgram('bwrap') ?? '',
+    claude: reachable(claude, programs),
+    node: reachable(process.execPath, programs),
+    ownFiles,
+    root: rootOptions(),
+  };
+  const users = new SandboxedUsers(stateDir, machine);
+  t.after(async () => {
+    await endMarked(users.markerPrefix);
+    await rm(top, { recursive: true, force: true });
+  });
+  return users;
+}
+
+/** The account the sandboxes run as gets everything below the folder, links not followed. */
+export async function chownAll(path: string): Promise<void> {
+  await chown(path, user.uid, user.gid);
+  if (!lstatSync(path).isDirectory()) return;
+  for (const name of await readdir(path)) await chownAll(join(path, name));
+}
+
+/** The program itself, or the same one where the ordinary user can reach it. */
+function reachable(program: string, folder: string): string {
+  const isOpen = (path: string): boolean => path === '/' || ((statSync(path).mode & 0o001) !== 0 && isOpen(dirname(path)));
+  if (!isRoot || isOpen(program)) return program;
+  const path = join(folder, basename(program));
+  try {
+    linkSync(program, path);
+  } catch {
+    copyFileSync(program, path); // another disk
+  }
+  return path;
+}
+
+/** Command lines of the living processes that have this text in theirs, on the whole machine; the own one aside. */
+export async function runningWith(text: string): Promise<string[]> {
+  const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid);
+  const lines = await Promise.all(pids.map((pid) => readFile(`/proc/${pid}/cmdline`, 'latin1').catch(() => '')));
+  return lines.map((line) => line.replaceAll('\0', ' ')).filter((line) => line.includes(text));
+}
+
+/** The parent of a process. */
+export function parentOf(pid: number): number {
+  return Number(/^PPid:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1]);
+}
