@@ -8,7 +8,7 @@ import { endMarked } from './cli/strays.ts';
 import type { Worker } from './cli/worker.ts';
 import type { Config } from './env.ts';
 import { findLogin, logLogin } from './host/login.ts';
-import { claim } from './host/lock.ts';
+import { lockStateFolder, type Lock } from './host/lock.ts';
 import { defaultCapacity, openMemory } from './host/memory.ts';
 import { createStorageCheck, logStorage } from './host/storage.ts';
 import { createHealthMonitor } from './http/health.ts';
@@ -49,10 +49,7 @@ interface Surroundings {
  * Throws StartError when the folder cannot be used or another server has it.
  */
 export async function createApp(config: Config, { log, terminal }: Surroundings): Promise<App> {
-  const claude = await openStateFolder(config);
-  if (!(await claim(`claude-api.${claude.markerPrefix}`))) {
-    throw new StartError('another claude-api runs with this CLAUDE_STATE_DIR: stop it, or give this one another');
-  }
+  const { claude, lock } = await openStateFolder(config);
   const leftovers = await endMarked(claude.markerPrefix);
   if (leftovers > 0) log('warning', 'leftovers', { message: 'ended what an earlier server left running', processes: leftovers });
 
@@ -101,15 +98,20 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
       isStopping = true;
       clearInterval(daily);
       await shutdown.drain(graceMs);
+      lock.release();
     },
     quit: shutdown.quit,
   };
 }
 
-async function openStateFolder(config: Config): Promise<Claude> {
+async function openStateFolder(config: Config): Promise<{ claude: Claude; lock: Lock }> {
   try {
-    return await createClaude(config);
+    const claude = await createClaude(config);
+    const lock = await lockStateFolder(config.stateDir, config.childEnv['PATH'] ?? '');
+    if ('refusal' in lock) throw new StartError(lock.refusal);
+    return { claude, lock };
   } catch (error) {
+    if (error instanceof StartError) throw error;
     throw new StartError(`CLAUDE_STATE_DIR cannot be used (${errorCode(error)}): the user the server runs as must be able to write there`);
   }
 }

@@ -1,14 +1,37 @@
-import { createServer } from 'node:net';
+import { spawn, type StdioOptions } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, openSync } from 'node:fs';
+import { join } from 'node:path';
+import { errorCode } from '../problem.ts';
+
+/** A state folder that this process has for itself, until it is released or the process ends. */
+export interface Lock {
+  release(): void;
+}
+
+/** Why there is no lock: a sentence for the operator. */
+export interface NoLock {
+  readonly refusal: string;
+}
 
 /**
- * Claims a name on this machine until the process ends, however it ends: an abstract socket (unix(7)) is gone with its
- * owner, so no stale lock is ever left. Gives false when another process has it.
+ * Locks the file `lock` in the state folder by flock(2), which holds across users, containers, namespaces and bind mounts.
+ * Node has no such call, so util-linux's flock makes it, on a descriptor of ours that it shares: the lock is this
+ * process's from then on, and the kernel ends it with the process, however that ends. No process is left to hold it,
+ * and none inherits it. Throws a system error when the file cannot be opened.
  */
-export function claim(name: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const holder = createServer();
-    holder.on('error', () => resolve(false));
-    holder.listen(`\0${name}`, () => resolve(true));
-    holder.unref();
-  });
+export async function lockStateFolder(stateDir: string, pathVariable: string): Promise<Lock | NoLock> {
+  const descriptor = openSync(join(stateDir, 'lock'), 'a', 0o600);
+  // busybox's flock knows the short option only.
+  const stdio: StdioOptions = ['ignore', 'ignore', 'ignore', descriptor];
+  const child = spawn('flock', ['-n', '3'], { env: { PATH: pathVariable }, stdio });
+  const status: unknown = await once(child, 'exit').then(([code]) => code, errorCode);
+  if (status === 0) return { release: () => closeSync(descriptor) };
+  closeSync(descriptor);
+  return { refusal: refusals.get(status) ?? `CLAUDE_STATE_DIR cannot be locked (flock: ${String(status)}): its file system must know locks` };
 }
+
+const refusals = new Map<unknown, string>([
+  [1, 'another claude-api runs with this CLAUDE_STATE_DIR: stop it, or give this one another'],
+  ['ENOENT', 'flock is not on PATH, which keeps two servers from one CLAUDE_STATE_DIR: install the package util-linux'],
+]);

@@ -258,18 +258,6 @@ test('a tool that outlived a killed server is ended at the next start', { skip: 
   assert.deepEqual((await after.leftovers()).filter((line) => line.includes('sleep')), []);
 });
 
-test('a second server with the same state folder does not start, and harms nothing', async (t) => {
-  const server = await startServer(t);
-  await server.chat({ prompt: 'hello' });
-  const clis = async (): Promise<number[]> => (await server.leftovers()).filter((line) => line.includes('stream-json')).map((line) => Number.parseInt(line, 10));
-  const before = await clis();
-  const second = new RunningServer(server.home, {});
-  assert.equal(await second.ended(), 1);
-  assert.match(second.stderr, /another claude-api runs with this CLAUDE_STATE_DIR/);
-  const after = await clis();
-  assert.deepEqual(before.filter((pid) => !after.includes(pid)), []);
-});
-
 test('each user has its own limit of turns a minute', async (t: TestContext) => {
   const server = await startServer(t, { RATE_LIMIT_PER_MINUTE: '2' });
   const statuses: number[] = [];
