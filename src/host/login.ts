@@ -5,7 +5,8 @@ import type { Log } from '../log.ts';
 /** Where the CLI will find its login: a variable's name, or the credentials file. Never its value. */
 type Login = string;
 
-const keyVariables = ['ANTHROPIC_API_KEY', 'ANTHROPIC_AUTH_TOKEN', 'CLAUDE_CODE_OAUTH_TOKEN'];
+/** The variables that hold a login themselves, in the order the CLI looks at them (measured). */
+export const keyVariables = ['ANTHROPIC_API_KEY', 'ANTHROPIC_AUTH_TOKEN', 'CLAUDE_CODE_OAUTH_TOKEN'] as const;
 const providerSwitches = ['BEDROCK', 'VERTEX', 'FOUNDRY', 'MANTLE', 'ANTHROPIC_AWS', 'ANTHROPIC_GOOGLE_CLOUD'].map((name) => `CLAUDE_CODE_USE_${name}`);
 
 /** What an operator without a login has to do, in one sentence; the 503 and the start-up line share it. */
@@ -20,7 +21,7 @@ export const howToLogIn =
 export async function findLogin(childEnv: Readonly<Record<string, string>>): Promise<Login | undefined> {
   const named = [...keyVariables, ...providerSwitches].find((name) => childEnv[name]);
   if (named !== undefined) return named;
-  const readable = await access(join(loginFolder(childEnv), '.credentials.json'), constants.R_OK).then(() => true, () => false);
+  const readable = await access(loginFilePath(childEnv), constants.R_OK).then(() => true, () => false);
   return readable ? 'credentials file' : undefined;
 }
 
@@ -34,4 +35,9 @@ export async function logLogin(childEnv: Readonly<Record<string, string>>, log: 
 /** The folder where the operator's own CLI keeps its login. */
 export function loginFolder(childEnv: Readonly<Record<string, string>>): string {
   return childEnv['CLAUDE_SECURESTORAGE_CONFIG_DIR'] || childEnv['CLAUDE_CONFIG_DIR'] || join(childEnv['HOME'] ?? '/', '.claude');
+}
+
+/** The login file in it; it need not be there. */
+export function loginFilePath(childEnv: Readonly<Record<string, string>>): string {
+  return join(loginFolder(childEnv), '.credentials.json');
 }
