@@ -11,6 +11,7 @@ import { findLogin, logLogin } from './host/login.ts';
 import { lockStateFolder, type Lock } from './host/lock.ts';
 import { defaultCapacity, openMemory } from './host/memory.ts';
 import { createStorageCheck, logStorage } from './host/storage.ts';
+import { createCloser } from './http/connections.ts';
 import { createHealthMonitor } from './http/health.ts';
 import type { Log } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
@@ -31,7 +32,7 @@ export class StartError extends Error {
 export interface App {
   /** Takes connections; gives the port. Throws StartError when it cannot. */
   listen(): Promise<number>;
-  /** Lets running turns finish for `graceMs`, ends the rest, and resolves once no process and no connection is left. */
+  /** Lets running turns finish for `graceMs`, ends the rest, and resolves once no process and no connection is left; once only. */
   stop(graceMs: number): Promise<void>;
   /** Ends every process of this server at once, a stop under way or not; connections are left as they are. */
   quit(): Promise<void>;
@@ -60,6 +61,7 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
   const checkStorage = createStorageCheck(config.stateDir);
   const takeTurn = createRateLimit(config.rateLimitPerMinute);
   let isStopping = false;
+  let stopped: Promise<void> | undefined;
   const monitor = createHealthMonitor(claude.probeVersion, () => isStopping, log);
   const { onTurnEnd, health } = monitor;
   const chat = createChat({ pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, closing: closing.signal, onTurnEnd });
@@ -75,7 +77,9 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
   });
   const auth = createAuth(apiKey);
   const server = createHttpServer({ auth, chat, health, healthDetails, maxBodyBytes, corsOrigins, log });
-  const shutdown = createShutdown({ pool, server, closing, endProcesses: () => endMarked(`${claude.markerPrefix}${process.pid}.`) });
+  const closeConnections = createCloser(server);
+  const endProcesses = (): Promise<number> => endMarked(`${claude.markerPrefix}${process.pid}.`);
+  const shutdown = createShutdown({ pool, closeConnections, closing, endProcesses });
   const sweep = (): Promise<void> => sweepTranscripts(claude, config.keepDays, log);
   const daily = setInterval(() => void sweep(), dayMs).unref();
 
@@ -94,11 +98,11 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
       void sweep();
       return port;
     },
-    async stop(graceMs) {
+    stop(graceMs) {
       isStopping = true;
       clearInterval(daily);
-      await shutdown.drain(graceMs);
-      lock.release();
+      stopped ??= shutdown.drain(graceMs).then(lock.release);
+      return stopped;
     },
     quit: shutdown.quit,
   };

@@ -67,6 +67,6 @@ function fail(status: number, problems: readonly string[]): void {
 }
 
 await main(process.argv.slice(2)).catch((error: unknown) => {
-  if (error instanceof ConfigError) return fail(exitConfig, [...error.warnings, ...error.problems]);
+  if (error instanceof ConfigError) return fail(exitConfig, [error.message]);
   fail(1, [error instanceof Error ? error.message : String(error)]);
 });

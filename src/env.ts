@@ -4,15 +4,16 @@ import { isAbsolute, join } from 'node:path';
 import { EnvSyntaxError, parseEnv } from './host/dotenv.ts';
 import { readSettings, settings, type Settings } from './host/settings.ts';
 
-/** Settings the server cannot start with: all of them, each `NAME: expected …`, never with the value. */
+/** Settings the server cannot start with. The message has a line for each warning and each problem. */
 export class ConfigError extends Error {
   override name = 'ConfigError';
+  /** All of them, each `NAME: expected …`, never with the value. */
   readonly problems: readonly string[];
   /** What is doubtful besides, and may be the cause. */
   readonly warnings: readonly string[];
 
   constructor(problems: readonly string[], warnings: readonly string[] = []) {
-    super(problems.join('\n'));
+    super([...warnings.map((warning) => `warning: ${warning}`), ...problems].join('\n'));
     this.problems = problems;
     this.warnings = warnings;
   }

@@ -7,6 +7,8 @@ import { describeBug, errorCode } from './problem.ts';
 // sysexits.h: a configuration error, on which systemd does not restart, and an internal one.
 const exitConfig = 78;
 const exitBug = 70;
+// One Ctrl-C comes from the terminal, npm and node --watch each; a person's next one takes longer.
+const sameStopMs = 300;
 
 async function main(): Promise<void> {
   const config = await readConfig();
@@ -15,19 +17,20 @@ async function main(): Promise<void> {
   for (const message of config.warnings) log('warning', 'config', { message });
   const app = await createApp(config, { log, terminal: [process.stdout, process.stderr].find((stream) => stream.isTTY) });
 
-  let isStopping = false;
+  let stoppedAt: number | undefined;
   let exitCode = 0;
   /** Drains at the first call, quits at the next. */
   const end = async (graceMs: number): Promise<void> => {
-    if (isStopping) exitCode ||= 1;
-    const ended = isStopping ? app.quit() : app.stop(graceMs);
-    isStopping = true;
+    if (stoppedAt !== undefined) exitCode ||= 1;
+    const ended = stoppedAt === undefined ? app.stop(graceMs) : app.quit();
+    stoppedAt ??= performance.now();
     await ended;
     process.exit(exitCode);
   };
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
     process.on(signal, () => {
-      log('info', isStopping ? 'quitting' : 'draining', { signal });
+      if (stoppedAt !== undefined && performance.now() - stoppedAt < sameStopMs) return;
+      log('info', stoppedAt === undefined ? 'draining' : 'quitting', { signal });
       void end(config.drainTimeoutMs);
     });
   }
@@ -48,14 +51,9 @@ async function readConfig(): Promise<Config> {
 }
 
 function fail(error: unknown): never {
-  if (error instanceof ConfigError) exit(exitConfig, [...error.warnings.map((warning) => `warning: ${warning}`), ...error.problems]);
-  if (error instanceof StartError) exit(1, [error.message]);
-  throw error;
-}
-
-function exit(status: number, problems: readonly string[]): never {
-  for (const problem of problems) process.stderr.write(`claude-api: ${problem}\n`);
-  process.exit(status);
+  if (!(error instanceof ConfigError || error instanceof StartError)) throw error;
+  for (const line of error.message.split('\n')) process.stderr.write(`claude-api: ${line}\n`);
+  process.exit(error instanceof ConfigError ? exitConfig : 1);
 }
 
 await main().catch(fail);

@@ -7,7 +7,8 @@ const answerGraceMs = 2000;
 interface ShutdownParts {
   /** Turns new turns away; resolves once every process is gone. */
   readonly pool: { close(): Promise<void> };
-  readonly server: { close(callback: () => void): unknown; closeIdleConnections(): void; closeAllConnections(): void };
+  /** Ends the connections, those that are being answered after `graceMs` at the latest. */
+  readonly closeConnections: (graceMs: number) => Promise<void>;
   /** Aborted with a Problem when running turns must end. */
   readonly closing: AbortController;
   /** Ends at once every process that carries this server's mark. */
@@ -23,7 +24,7 @@ export interface Shutdown {
 }
 
 /** The shutdown of one server; does nothing before it is asked. */
-export function createShutdown({ pool, server, closing, endProcesses }: ShutdownParts): Shutdown {
+export function createShutdown({ pool, closeConnections, closing, endProcesses }: ShutdownParts): Shutdown {
   return {
     async drain(graceMs) {
       const endsAt = performance.now() + graceMs;
@@ -32,11 +33,7 @@ export function createShutdown({ pool, server, closing, endProcesses }: Shutdown
       clearTimeout(timer);
       // The CLI may just be asked for its version.
       await endProcesses();
-      setTimeout(() => server.closeAllConnections(), Math.max(answerGraceMs, endsAt - performance.now())).unref();
-      await new Promise<void>((resolve) => {
-        server.close(resolve);
-        server.closeIdleConnections();
-      });
+      await closeConnections(Math.max(answerGraceMs, endsAt - performance.now()));
     },
     async quit() {
       await endProcesses();

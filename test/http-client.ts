@@ -63,6 +63,11 @@ export class Connection {
     this.#socket.end();
   }
 
+  /** Takes what comes again. */
+  readOn(): void {
+    this.#socket.resume();
+  }
+
   /** Leaves without a word, as a killed program does. */
   hangUp(): void {
     this.#socket.destroy();

@@ -2,16 +2,19 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { createApp, StartError, type App } from '../../src/app.ts';
-import { loadConfig } from '../../src/env.ts';
+import { loadConfig, type Config } from '../../src/env.ts';
 import { apiKey, fakeClaude, makeHome, noneLeft, within, type LogLine } from '../running-server.ts';
 
 const settings = { HOST: '127.0.0.1', PORT: '0', CLAUDE_API_KEY: apiKey, CLAUDE_BINARY_PATH: fakeClaude };
 
+function configOf(home: string): Config {
+  return loadConfig({ PATH: process.env['PATH'], HOME: home, CLAUDE_STATE_DIR: join(home, 'state'), ...settings });
+}
+
 /** A server inside this process, and what it logs; stopped at the end of the test. */
 async function startApp(t: TestContext, home: string): Promise<{ app: App; port: number; lines: LogLine[] }> {
   const lines: LogLine[] = [];
-  const config = loadConfig({ PATH: process.env['PATH'], HOME: home, CLAUDE_STATE_DIR: join(home, 'state'), ...settings });
-  const app = await createApp(config, { log: (level, event, fields) => void lines.push({ level, event, ...fields }) });
+  const app = await createApp(configOf(home), { log: (level, event, fields) => void lines.push({ level, event, ...fields }) });
   t.after(() => app.stop(0));
   return { app, port: await app.listen(), lines };
 }
@@ -46,8 +49,7 @@ test('a stop lets the running turn finish in the time it has, and then interrupt
 test('a port that is taken is a StartError that says what to do', async (t) => {
   const { port } = await startApp(t, await makeHome(t));
   const home = await makeHome(t);
-  const config = loadConfig({ HOME: home, ...settings, PORT: String(port) });
-  const app = await createApp(config, { log: () => {} });
+  const app = await createApp({ ...configOf(home), port }, { log: () => {} });
   t.after(() => app.stop(0));
   await assert.rejects(app.listen(), (error) => error instanceof StartError && error.message.startsWith(`port ${port} is taken`));
 });

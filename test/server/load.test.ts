@@ -223,17 +223,6 @@ for (const scenario of ['hang', 'deaf', 'grandchild']) {
   });
 }
 
-test('a second signal ends the server at once, with everything it started', async (t) => {
-  const server = await startServer(t);
-  // Whether an answer still comes out is chance.
-  server.chat({ prompt: 'play deaf' }).catch(() => {});
-  await until('the turn to run', async () => ((await statusOf(server))['running'] === 1 ? true : undefined));
-  void server.end('SIGTERM');
-  await server.logged('draining');
-  assert.equal(await server.end('SIGINT'), 1);
-  await noneLeft(server.home);
-});
-
 test('a bug nobody caught is logged, and the server leaves with 70 after the same clean-up', async (t) => {
   const server = await startServer(t, { NODE_OPTIONS: `--import=data:text/javascript,process.on('SIGUSR2',()=>{throw(Error('made-up:/etc/passwd'))})` });
   const running = server.chat({ prompt: 'play hang' });

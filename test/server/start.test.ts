@@ -18,6 +18,18 @@ test('wrong settings end the server with 78, all of them named, none shown', asy
   assert.doesNotMatch(server.stderr, /many-secret|80a|-5/);
 });
 
+test('what .env warns of is said also when the server does not start: it may be the reason', async (t) => {
+  const home = await makeHome(t);
+  await writeFile(join(home, '.env'), 'CLAUDE_API_KEY=abc#def0123456789012345\nPRT=1\n');
+  const server = new RunningServer(home, { CLAUDE_API_KEY: undefined });
+  assert.equal(await server.ended(), 78);
+  const [cut, unknown, short, ...others] = server.stderr.split('\n');
+  assert.equal(cut, 'claude-api: warning: .env line 1: the value of CLAUDE_API_KEY ends before a #; quote it if the # belongs to it');
+  assert.equal(unknown, 'claude-api: warning: PRT in .env is neither a setting nor passed on to the CLI: it has no effect');
+  assert.match(short ?? '', /^claude-api: CLAUDE_API_KEY: expected 16 characters or more/);
+  assert.deepEqual(others, ['']);
+});
+
 test('.env that is no .env ends the server with 78 and the number of the line', async (t) => {
   const home = await makeHome(t);
   await writeFile(join(home, '.env'), '# fine\nCLAUDE_MODEL="open\n');
