@@ -70,7 +70,7 @@ export function createHttpServer(options: ServerOptions): Server {
 
 /** A sentence for the operator about a server that cannot listen, and what to do. */
 export function listenProblem(error: NodeJS.ErrnoException, { host, port }: { readonly host: string; readonly port: number }): string {
-  if (error.code === 'EADDRINUSE') return `port ${port} is taken by another program: set PORT in .env, or stop the other one`;
-  if (error.code === 'EACCES') return `port ${port} needs root: set PORT in .env to 1024 or more`;
+  if (error.code === 'EADDRINUSE') return `port ${port} is taken by another program: set another PORT, or stop the other one`;
+  if (error.code === 'EACCES') return `port ${port} needs root: set PORT to 1024 or more`;
   return `cannot listen on ${host}:${port} (${error.code})`;
 }

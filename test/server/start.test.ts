@@ -87,7 +87,7 @@ test('a taken port ends the server with 1 and says what to do', async (t) => {
   const { port } = other.address() as AddressInfo;
   const server = new RunningServer(await makeHome(t), { PORT: String(port) });
   assert.equal(await server.ended(), 1);
-  assert.equal(server.stderr, `claude-api: port ${port} is taken by another program: set PORT in .env, or stop the other one\n`);
+  assert.equal(server.stderr, `claude-api: port ${port} is taken by another program: set another PORT, or stop the other one\n`);
 });
 
 test('a state folder that cannot be made ends the server with 1 and says so, without a stack', async (t) => {
