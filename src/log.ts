@@ -1,3 +1,5 @@
+import type { Writable } from 'node:stream';
+
 /** How much a line matters: `error` wants a person, `warning` may, `info` does not. */
 export type Level = 'error' | 'warning' | 'info';
 
@@ -18,12 +20,37 @@ export function chooseLogFormat(journalStream: string | undefined, isTerminal: b
 
 const journalPriority = { error: '<3>', warning: '<4>', info: '<6>' } as const satisfies Record<Level, string>;
 
-/** A log that writes one line an event. Never throws. */
-export function createLog(format: LogFormat, write: (line: string) => void, now: () => Date = () => new Date()): Log {
-  return (level, event, fields = {}) => {
+/** Where lines go. */
+interface Output {
+  readonly write: (line: string) => void;
+  /** Whether as much waits for a reader as may. */
+  readonly isFull?: () => boolean;
+}
+
+// Writing to a pipe does not wait (measured on Node 20 to 24), so what is behind one that nobody reads would grow without end.
+const maxUnreadBytes = 1024 * 1024;
+
+/** A stream as the output of a log, full when 1 MiB waits in it. That its reader goes away is no error. */
+export function outputTo(stream: Writable): Output {
+  stream.on('error', () => {});
+  return { write: (line) => stream.write(line), isFull: () => stream.writableLength > maxUnreadBytes };
+}
+
+/** A log that writes one line an event. What comes while its output is full is dropped, and counted. Never throws. */
+export function createLog(format: LogFormat, { write, isFull }: Output, now: () => Date = () => new Date()): Log {
+  let dropped = 0;
+  const log: Log = (level, event, fields = {}) => {
+    if (isFull?.()) {
+      dropped += 1;
+      return;
+    }
+    const lines = dropped;
+    dropped = 0;
+    if (lines > 0) log('warning', 'log_dropped', { lines, message: 'nobody read the log, and it was full' });
     const line = format === 'text' ? textLine(now(), level, event, fields) : jsonLine(now(), level, event, fields);
     write((format === 'journal' ? journalPriority[level] : '') + line + '\n');
   };
+  return log;
 }
 
 function jsonLine(time: Date, level: Level, event: string, fields: Fields): string {

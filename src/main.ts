@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { createApp, StartError } from './app.ts';
 import { ConfigError, machineEnv, parseConfig, type Config } from './env.ts';
-import { chooseLogFormat, createLog } from './log.ts';
+import { chooseLogFormat, createLog, outputTo } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
 
 // sysexits.h: a configuration error, on which systemd does not restart, and an internal one.
@@ -12,10 +12,10 @@ const sameStopMs = 300;
 
 async function main(): Promise<void> {
   const config = await readConfig();
-  process.stdout.on('error', () => {});
-  const log = createLog(chooseLogFormat(process.env['JOURNAL_STREAM'], process.stdout.isTTY), (line) => process.stdout.write(line));
+  const { stdout } = process;
+  const log = createLog(chooseLogFormat(process.env['JOURNAL_STREAM'], stdout.isTTY), outputTo(stdout));
   for (const message of config.warnings) log('warning', 'config', { message });
-  const app = await createApp(config, { log, terminal: [process.stdout, process.stderr].find((stream) => stream.isTTY) });
+  const app = await createApp(config, { log, terminal: [stdout, process.stderr].find((stream) => stream.isTTY) });
 
   let stoppedAt: number | undefined;
   let exitCode = 0;

@@ -118,7 +118,7 @@ export async function setStage(t: TestContext, options: StageOptions = {}): Prom
   const env = options.env ?? { ANTHROPIC_API_KEY: 'sk-ant-made-up' };
   const file = createLoginFile(...(options.loginFile ?? [join(folder, 'none'), async () => {}]));
   const rules: BodyRules = { models: [model], isWebSearchAllowed: true, ...options.rules };
-  const log = createLog('json', (line) => (stage.logText += line));
+  const log = createLog('json', { write: (line) => (stage.logText += line) });
   const { firstByteMs, idleMs } = options;
   const upstream = createUpstream({ baseUrl: url, env, ...(firstByteMs !== undefined && { firstByteMs }) });
   stage.proxy = createApiProxy({ upstream, credentials: createCredentials(env, file), rules: () => rules, log, ...(idleMs !== undefined && { idleMs }) });

@@ -75,7 +75,7 @@ export async function start(t: TestContext, { run = async () => answer, ...optio
     healthDetails: async () => ({ version: '1.2.3', login: 'credentials file' }),
     maxBodyBytes,
     corsOrigins: [],
-    log: createLog('json', (line) => (stage.logText += line)),
+    log: createLog('json', { write: (line) => (stage.logText += line) }),
     ...options,
   });
   server.on('connection', (socket) => {

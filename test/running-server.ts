@@ -87,6 +87,12 @@ export class RunningServer {
     yield* eventsOf(response);
   }
 
+  /** Leaves its log unread, as a pager does, until it is read on. */
+  readLog(isRead: boolean): void {
+    if (isRead) this.#child.stdout?.resume();
+    else this.#child.stdout?.pause();
+  }
+
   /** Closes the reading end of its log, as a log collector that was ended does. */
   closeLog(): void {
     this.#child.stdout?.destroy();

@@ -6,6 +6,7 @@ import { existsSync } from 'node:fs';
 import { mkdir, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { openConnection, requestBytes } from '../http-client.ts';
 import { needs } from '../needs.ts';
 import { fakeClaude, mainFile, makeHome, noneLeft, processesOf, RunningServer, startServer, until } from '../running-server.ts';
 
@@ -134,4 +135,26 @@ test('a log whose reader has gone disturbs no turn', async (t) => {
   for (const prompt of ['one', 'two']) assert.equal((await server.chat({ prompt })).status, 200);
   assert.equal(await server.end(), 0);
   assert.equal(server.stderr, '');
+});
+
+test('a log that nobody reads stops no turn and takes no more memory than it may; what was dropped is counted', async (t) => {
+  const server = await startServer(t);
+  await server.logged('login');
+  server.readLog(false);
+  const connection = await openConnection(t, server.port);
+  const requests = 10_000;
+  const request = requestBytes('GET /nowhere', [`X-Request-Id: ${'x'.repeat(128)}`]);
+  void connection.send(Buffer.concat(Array.from({ length: requests }, () => request)));
+  for (let n = 0; n < requests; n += 1) assert.equal((await connection.answer('an answer')).status, 404);
+  assert.equal((await server.chat({ prompt: 'hello' })).status, 200);
+  server.readLog(true);
+  // The log is full until it has flowed; the first line after that says so.
+  const dropped = await until('the dropped lines', async () => {
+    await server.request('/nowhere');
+    return server.lines.find(({ event }) => event === 'log_dropped');
+  });
+  const before = server.lines.slice(0, server.lines.indexOf(dropped));
+  assert.ok(Number(dropped['lines']) > requests / 10, `${String(dropped['lines'])} dropped`);
+  const bytes = before.reduce((sum, line) => sum + JSON.stringify(line).length, 0);
+  assert.ok(bytes < 2 * 1024 * 1024, `${bytes} bytes kept`);
 });

@@ -6,7 +6,7 @@ const noon = new Date('2026-02-03T12:34:56.789Z');
 
 function lineOf(format: LogFormat, level: Level, event: string, fields?: Fields): string {
   const lines: string[] = [];
-  createLog(format, (line) => lines.push(line), () => noon)(level, event, fields);
+  createLog(format, { write: (line) => lines.push(line) }, () => noon)(level, event, fields);
   assert.equal(lines.length, 1);
   return lines.join('');
 }
@@ -50,4 +50,17 @@ test('an event stays one line whatever its values hold', () => {
     const line = lineOf(format, 'info', 'x', { message: nasty, cause: nasty });
     assert.match(line, /^[^\n\r\u001b\0]*\n$/, format);
   }
+});
+
+test('while the output is full nothing is written, and then how much was dropped', () => {
+  const lines: string[] = [];
+  let isFull = false;
+  const log = createLog('json', { write: (line) => lines.push(line), isFull: () => isFull }, () => noon);
+  log('info', 'one');
+  isFull = true;
+  for (const event of ['two', 'three']) log('error', event);
+  isFull = false;
+  for (const event of ['four', 'five']) log('info', event);
+  const events = lines.map((line) => JSON.parse(line) as Record<string, unknown>).map(({ event, lines: dropped }) => [event, dropped]);
+  assert.deepEqual(events, [['one', undefined], ['log_dropped', 2], ['four', undefined], ['five', undefined]]);
 });

@@ -21,7 +21,7 @@ class Scene {
       if (this.version === undefined) throw notFound;
       return this.version;
     };
-    const log = createLog('json', (line) => this.lines.push(JSON.parse(line) as LogLine));
+    const log = createLog('json', { write: (line) => this.lines.push(JSON.parse(line) as LogLine) });
     this.monitor = createHealthMonitor(probeVersion, () => this.isDraining, log, retryMs);
   }
 
