@@ -17,7 +17,7 @@ const defaultEnv: Readonly<Record<string, string>> = {
   // The transcript is on disk before the answer is out, so a crash right after loses nothing (fact 14).
   CLAUDE_CODE_EAGER_FLUSH: '1',
   CLAUDE_CODE_DISABLE_AUTO_MEMORY: '1',
-  // No "git status" in the user's folder, and with it whatever a planted .git/config names as fsmonitor.
+  // No "git status" in the user's folder, and with it whatever a planted .git/config names as fsmonitor (fact 25).
   CLAUDE_CODE_DISABLE_GIT_INSTRUCTIONS: '1',
   // Both make results nobody asked for, in the middle of somebody else's turn (fact 6).
   CLAUDE_CODE_DISABLE_BACKGROUND_TASKS: '1',
@@ -172,7 +172,7 @@ export function cliEnvironment(childEnv: Readonly<Record<string, string>>, { hom
   };
 }
 
-/** util-linux's setpriv, or undefined where there is none or a sandbox does not let it work (it calls capset). */
+/** util-linux's setpriv, or undefined where there is none or a sandbox does not let it work (fact 35). */
 async function findSetpriv(pathVariable: string): Promise<string | undefined> {
   const setpriv = await findProgram('setpriv', pathVariable);
   if (setpriv === undefined) return undefined;

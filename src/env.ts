@@ -158,7 +158,7 @@ const outerSessionNames = /^CLAUDE_CODE_(?:ENTRYPOINT|SESSION_ID|SSE_PORT|EXECPA
 const loginNames = /^(?:ANTHROPIC_API_KEY|ANTHROPIC_AUTH_TOKEN|CLAUDE_CODE_OAUTH_TOKEN)$/;
 
 function pickChildEnv(values: ReadonlyMap<string, string>): Readonly<Record<string, string>> {
-  // An empty login variable makes the CLI say "Not logged in" although a login file is there.
+  // A blank one is no login to the CLI (fact 30): it must be none to us either.
   const visible = [...values].filter(([name, value]) => isForCli(name) && !(loginNames.test(name) && value.trim() === ''));
   return Object.fromEntries(visible);
 }

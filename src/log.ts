@@ -27,7 +27,7 @@ interface Output {
   readonly isFull?: () => boolean;
 }
 
-// Writing to a pipe does not wait (measured on Node 20 to 24), so what is behind one that nobody reads would grow without end.
+// Writing to a pipe does not wait (fact 46), so what is behind one that nobody reads would grow without end.
 const maxUnreadBytes = 1024 * 1024;
 
 /** A stream as the output of a log, full when 1 MiB waits in it. That its reader goes away is no error. */

@@ -2,7 +2,7 @@ import type { CliEvent } from './protocol.ts';
 
 /**
  * Turns the CLI's streamed pieces into text that only grows. When the connection to Anthropic breaks, the CLI says the
- * message again, streamed or in one piece (measured); what the caller already has of it is not repeated, unless the
+ * message again, streamed or in one piece (fact 7); what the caller already has of it is not repeated, unless the
  * new wording differs, which then follows in full.
  */
 export class Deltas {

@@ -124,7 +124,7 @@ export class Dialogue {
 
   #onResult(turn: Turn, result: CliResult): void {
     if (!turn.wasHeard && this.#hasBegun) {
-      // Each turn begins with an init line (measured); before ours, a result belongs to a turn nobody asked for.
+      // Each turn begins with an init line (fact 5); before ours, a result belongs to a turn nobody asked for.
       this.#isSound = false;
       return;
     }

@@ -17,7 +17,7 @@ export interface ApiTrouble {
 
 /**
  * What a result line means to the caller: undefined when it is an answer, else the problem. The result's own flags
- * decide, never the exit code: API errors come with `subtype:"success"`, and answers with exit code 1 (measured).
+ * decide, never the exit code: API errors come with `subtype:"success"`, and answers with exit code 1 (fact 9).
  */
 export function problemOf(result: CliResult, trouble: ApiTrouble, nowSeconds: number): Problem | undefined {
   if (!result.isError) {
@@ -61,7 +61,7 @@ function apiProblem(result: CliResult, trouble: ApiTrouble, nowSeconds: number):
 
 function retryAfterSeconds(trouble: ApiTrouble, nowSeconds: number): number | undefined {
   if (trouble.resetsAtSeconds !== undefined) return Math.max(1, Math.ceil(trouble.resetsAtSeconds - nowSeconds));
-  // The CLI waits as long as Anthropic's own retry-after says (measured).
+  // The CLI waits as long as Anthropic's own retry-after says (fact 11).
   return trouble.lastRetry && Math.max(1, Math.ceil(trouble.lastRetry.delayMs / 1000));
 }
 

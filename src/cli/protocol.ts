@@ -29,7 +29,7 @@ type Json = Readonly<Record<string, unknown>>;
 
 /**
  * One user message as a line for the CLI's stdin. A prompt that begins with `/` gets a space in front: the CLI would
- * take it for a command of its own (measured: `/config` changes the operator's configuration).
+ * take it for a command of its own, such as `/config` (fact 3).
  */
 export function userLine(prompt: string): string {
   const content = prompt.startsWith('/') ? ` ${prompt}` : prompt;
@@ -39,7 +39,7 @@ export function userLine(prompt: string): string {
 /** The request whose answer shows that the CLI is up; it prints nothing of itself before the first turn. */
 export const initializeLine = JSON.stringify({ type: 'control_request', request_id: 'initialize', request: { subtype: 'initialize' } }) + '\n';
 
-/** The request to give up the running turn; harmless when none runs (measured). */
+/** The request to give up the running turn; harmless when none runs (fact 15). */
 export const interruptLine = JSON.stringify({ type: 'control_request', request_id: 'interrupt', request: { subtype: 'interrupt' } }) + '\n';
 
 /**

@@ -4,7 +4,7 @@ import { setImmediate as nextTick } from 'node:timers/promises';
 
 /**
  * The variable every process of ours carries: the CLI and, by inheritance, the tools it starts, which make sessions of
- * their own and so escape a kill of the process group (measured). Deliberately not a name other programs use.
+ * their own and so escape a kill of the process group (fact 18). Deliberately not a name other programs use.
  */
 export const markerName = 'CLAUDEAPI_WORKER';
 
@@ -32,7 +32,7 @@ async function findMarked(needle: Buffer): Promise<number[]> {
   const pids = names.map(Number).filter((pid) => Number.isInteger(pid) && pid !== process.pid);
   const found: number[] = [];
   for (const [i, pid] of pids.entries()) {
-    // At once, not through the thread pool: these are no disk reads, and a trip there takes ten times as long (measured).
+    // At once, not through the thread pool: these are no disk reads, and a trip there takes ten times as long (fact 36).
     if (environmentOf(pid).includes(needle)) found.push(pid);
     if (i % 32 === 31) await nextTick();
   }

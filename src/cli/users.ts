@@ -5,7 +5,7 @@ import { Folder } from '../host/folder.ts';
 import { storageUnavailable } from '../host/storage.ts';
 import { errorCode } from '../problem.ts';
 
-/** The name the CLI gives the folder of its transcripts, whatever path it works in (fact: CLAUDE_CODE_PROJECT_DIR_NAME). */
+/** The name the CLI gives the folder of its transcripts, whatever path it works in (fact 39). */
 export const projectName = 'work';
 
 /** The folders of one end user, as absolute paths. Their parents are the server's own. */

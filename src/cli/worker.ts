@@ -15,7 +15,7 @@ export interface Launch {
   readonly command: string;
   readonly args: readonly string[];
   readonly env: Readonly<Record<string, string>>;
-  /** An existing folder: a missing one would look like a missing binary (measured). */
+  /** An existing folder: a missing one would look like a missing binary (fact 34). */
   readonly cwd: string;
   /** The value of the marker variable, this worker's alone. */
   readonly marker: string;
@@ -29,7 +29,7 @@ export interface Launch {
 const maxLineBytes = 64 * 1024 * 1024;
 // Enough for the error that ended the CLI, small enough for a log line.
 const stderrTailBytes = 4096;
-// How long each step of a stop may take before the next, harder one (the ladder measured for the CLI).
+// How long each step of a stop may take before the next, harder one (facts 15 to 18).
 const stepMs = 2000;
 // A tool may hold our pipe open long after the CLI is gone; what the CLI itself wrote is there at once.
 const drainMs = 500;
@@ -57,7 +57,7 @@ export class Worker {
     this.exited = new Promise((resolve) => this.#watch(resolve));
     // Without a descriptor left there are no pipes either, whatever the types say.
     if (this.#child.stdin === undefined) throw noRoom();
-    // The CLI says nothing before its first message, but it answers this one as soon as it is up (measured).
+    // The CLI says nothing before its first message, but it answers this one as soon as it is up (fact 1).
     this.#child.stdin.write(initializeLine);
     const spoke = new Promise<void>((resolve) => this.#child.stdout.once('data', () => resolve()));
     this.started = Promise.race([spoke, this.exited]);
@@ -109,7 +109,7 @@ export class Worker {
     this.#child.stdin.write(interruptLine);
     // After an interrupt or an answer the CLI leaves by itself once stdin ends, with its transcript written.
     this.#child.stdin.end();
-    // SIGTERM is not on the ladder: it orphans running tools in CLI 2.1.197 (measured).
+    // SIGTERM is not on the ladder: it may leave running tools behind (fact 17).
     const harder = [() => this.#child.kill('SIGINT'), () => this.#killGroup(), () => this.#child.stdout.destroy()];
     for (const step of harder) {
       if (await this.#exitsWithin(stepMs)) break;

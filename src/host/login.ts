@@ -5,7 +5,7 @@ import type { Log } from '../log.ts';
 /** Where the CLI will find its login: a variable's name, or the credentials file. Never its value. */
 type Login = string;
 
-/** The variables that hold a login themselves, in the order the CLI looks at them (measured). */
+/** The variables that hold a login themselves, in the order the CLI looks at them (fact 29). */
 export const keyVariables = ['ANTHROPIC_API_KEY', 'ANTHROPIC_AUTH_TOKEN', 'CLAUDE_CODE_OAUTH_TOKEN'] as const;
 const providerSwitches = ['BEDROCK', 'VERTEX', 'FOUNDRY', 'MANTLE', 'ANTHROPIC_AWS', 'ANTHROPIC_GOOGLE_CLOUD'].map((name) => `CLAUDE_CODE_USE_${name}`);
 
@@ -15,7 +15,7 @@ export const howToLogIn =
   'or run "claude" once as the service user and log in.';
 
 /**
- * The login the CLI would use with this environment, in the CLI's own order (measured), or undefined when none is to
+ * The login the CLI would use with this environment, in the CLI's own order (fact 29), or undefined when none is to
  * be found. Looks at the file anew each time, never opens it for more than that, and never throws.
  */
 export async function findLogin(childEnv: Readonly<Record<string, string>>): Promise<Login | undefined> {

@@ -145,7 +145,7 @@ function settleFailure({ parts: { log }, turn, req, res }: PassedRequest, error:
   if (error instanceof Refused) {
     turn.countRefusal();
     log('warning', 'api request refused', { what: error.message });
-    // 402 is what the CLI neither repeats nor rewords (measured).
+    // 402 is what the CLI neither repeats nor rewords (fact 45).
     turnAway(req, res, 402, 'invalid_request_error', `The server does not allow ${error.message}.`);
   } else if (error instanceof TurnedAway) {
     turnAway(req, res, error.status, error.type, error.message);
@@ -155,7 +155,7 @@ function settleFailure({ parts: { log }, turn, req, res }: PassedRequest, error:
       turn.fail({ status: undefined, type: 'connection_error', retryAfterSeconds: undefined });
       log('warning', 'api unreachable', { code: errorCode(error.cause) ?? describeBug(error.cause) });
     } else if (!isOurs) log('error', 'api proxy failed', { message: describeBug(error) });
-    // Mirrored, not told: an answer of ours would take the CLI's own way out of a broken connection from it (measured).
+    // Mirrored, not told: an answer of ours would take the CLI's own way out of a broken connection from it (fact 7).
     req.socket.destroy();
   }
 }

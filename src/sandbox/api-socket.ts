@@ -21,7 +21,7 @@ export interface ProxySocket {
 const maxRequestsAtOnce = 4;
 const maxConnections = 64;
 
-// sun_path has 108 bytes, and Node reports a longer socket as listening under a name cut short (measured).
+// sun_path has 108 bytes, and Node reports a longer socket as listening under a name cut short (fact 48).
 const maxPathBytes = 100;
 
 /** What is wrong with a folder for sockets, in a sentence for the operator; undefined for a good one. */

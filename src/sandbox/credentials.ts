@@ -42,10 +42,10 @@ export function createCredentials(env: Readonly<Record<string, string>>, file: L
   };
 }
 
-// With a key as the placeholder the CLI waits 17 s at each start for settings of an organisation (measured).
+// With a key as the placeholder the CLI waits 17 s at each start for settings of an organisation (fact 43).
 const tokenInside = { ANTHROPIC_AUTH_TOKEN: placeholder };
 
-/** Without a type, or with another than these two, the CLI waits as it does with a key (measured). */
+/** Without a type, or with another than these two, the CLI waits as it does with a key (fact 43). */
 function oauthInside(type: string | undefined): Readonly<Record<string, string>> {
   return { CLAUDE_CODE_OAUTH_TOKEN: placeholder, CLAUDE_CODE_SUBSCRIPTION_TYPE: type === 'pro' ? 'pro' : 'max' };
 }

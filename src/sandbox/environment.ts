@@ -40,7 +40,7 @@ export function sandboxEnv(
     CLAUDE_CONFIG_DIR: inside.home,
     // Transcripts lie in projects/work, whatever the working folder is called.
     CLAUDE_CODE_PROJECT_DIR_NAME: 'work',
-    // Plain HTTP through the socket; this host alone gets the requests of the real one (measured).
+    // Plain HTTP through the socket; this host alone gets the requests of the real one (fact 42).
     ANTHROPIC_BASE_URL: isGateway ? 'http://gateway.invalid' : 'http://api.anthropic.com',
     ANTHROPIC_UNIX_SOCKET: `${inside.api}/${socket}`,
     ...placeholders,

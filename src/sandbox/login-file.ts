@@ -18,7 +18,7 @@ export interface LoginFile {
   renew(refusedToken: string): Promise<boolean>;
 }
 
-// The CLI refreshes when about five minutes are left, and does nothing before (measured: at seven it did not).
+// The CLI refreshes when about five minutes are left, and does nothing before (fact 41).
 const refreshBeforeMs = 4 * 60_000;
 // A login that cannot be refreshed must not cost a process at each request.
 const refreshPauseMs = 60_000;
@@ -30,7 +30,7 @@ export interface Refresher {
 }
 
 /**
- * Runs `claude auth status`, which renews an expired login file in 0.3–0.7 s without asking the API anything (measured);
+ * Runs `claude auth status`, which renews an expired login file in 0.3–0.7 s without asking the API anything (fact 41);
  * several at once renew it once. Resolves when it has ended, however it did: the file tells, not the exit code.
  */
 export function refreshByCli({ binary, env }: Refresher): Promise<void> {

@@ -22,7 +22,7 @@ export function targetOf({ method, url }: Pick<IncomingMessage, 'method' | 'url'
   return targets.get(`${method} ${url}`);
 }
 
-// What the CLI sends (measured on 2.1.330 and 2.1.331: turns, subagents, web search, counting, 1M context). Both login
+// What the CLI sends (fact 44). Both login
 // headers, cookies and what belongs to one hop are not among them; lengths and encodings are the proxy's own.
 const headerNames = new RegExp(
   `^(?:${[

@@ -11,7 +11,7 @@ export const inside = {
   tmp: '/tmp',
   inbox: '/inbox',
   outbox: '/outbox',
-  /** The folder of the API proxy's socket. A bound socket file would be dead after the proxy's next start (measured). */
+  /** The folder of the API proxy's socket. A bound socket file would be dead after the proxy's next start (fact 49). */
   api: '/run/api',
   claude: '/opt/bin/claude',
   node: '/opt/bin/node',
@@ -78,7 +78,7 @@ export function sandboxArgv(machine: Machine, folders: Folders, program: readonl
     ...(folders.outbox === undefined ? [] : ['--bind', folders.outbox, inside.outbox]),
     '--ro-bind', machine.claude, inside.claude,
     '--ro-bind', machine.node, inside.node,
-    // Last: without these / and /dev are writable, and in memory (measured).
+    // Last: without these / and /dev are writable, and in memory (fact 50).
     '--remount-ro', '/dev', '--remount-ro', '/',
     '--chdir', inside.work,
     // Inside, where the count of processes is this sandbox's own (getrlimit(2), user namespaces from Linux 5.14 on).
@@ -130,7 +130,7 @@ export function writeOwnFiles(folder: string, uid: number, gid: number, arch: st
 
 /**
  * The filter's descriptor for one spawn, to be closed after it: bubblewrap reads it to its end, and whoever shares it
- * finds nothing more (measured). Throws the system's error when the file is gone.
+ * finds nothing more (fact 51). Throws the system's error when the file is gone.
  */
 export function openFilter(machine: Pick<Machine, 'ownFiles'>): number {
   return openSync(join(machine.ownFiles, filterName), 'r');
@@ -155,7 +155,7 @@ export function readStatus(text: string): SandboxStatus {
 
 /**
  * Closes what whoever started this server left open in it besides the three standard streams: Node keeps the high
- * numbers of those for its children too (measured), and through a folder among them one could walk out of a sandbox.
+ * numbers of those for its children too (fact 52), and through a folder among them one could walk out of a sandbox.
  * `channel` stays: what a parent that is Node itself speaks through (NODE_CHANNEL_FD).
  */
 export function closeInheritedDescriptors(channel = -1): void {

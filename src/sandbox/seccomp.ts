@@ -19,7 +19,7 @@ const refusedCalls: Readonly<Record<string, CallNumbers>> = {
   process_madvise: [440, 440],
   pidfd_getfd: [438, 438],
   kcmp: [312, 272],
-  // The session keyring is the server's, and so common to all users (measured).
+  // The session keyring is the server's, and so common to all users (fact 47).
   add_key: [248, 217],
   request_key: [249, 218],
   keyctl: [250, 219],

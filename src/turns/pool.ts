@@ -59,7 +59,7 @@ interface PoolCounts {
   readonly capacity: number;
 }
 
-// A process grows by about 1 MB a turn (measured), and after a prompt of megabytes at once.
+// A process grows by about 1 MB a turn (fact 33), and after a prompt of megabytes at once.
 const maxTurnsPerWorker = 100;
 const maxResidentBytes = 400 * 1024 * 1024;
 // A CLI that hangs at its start (it happens) must not keep the others from theirs; one that starts takes a second.

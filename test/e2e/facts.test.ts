@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { LineSplitter } from '../../src/cli/ndjson.ts';
-import { initializeLine, userLine } from '../../src/cli/protocol.ts';
-import { anthropicKey, promptsOf, startMessagesApi, type Json } from '../messages-api.ts';
+import { initializeLine, interruptLine, userLine } from '../../src/cli/protocol.ts';
+import { anthropicKey, hang, promptsOf, startMessagesApi, type Json } from '../messages-api.ts';
 import { makeHome, testWithRealClis, until } from '../running-server.ts';
 
 // What docs/cli-facts.md says of the CLI and no test of the whole server shows: the CLI alone, driven over its stdin.
@@ -19,7 +20,7 @@ class Cli {
 
   constructor(binary: string, env: Env, ...args: readonly string[]) {
     const always = ['-p', '--input-format=stream-json', '--output-format=stream-json', '--verbose', '--tools=Read', '--setting-sources='];
-    this.#child = spawn(binary, [...always, ...args], { cwd: '/', env, stdio: ['pipe', 'pipe', 'ignore'] });
+    this.#child = spawn(binary, [...always, ...args], { cwd: env['PWD'], env, stdio: ['pipe', 'pipe', 'ignore'] });
     this.#exited = once(this.#child, 'exit');
     this.#child.stdin.on('error', () => {});
     const splitter = new LineSplitter(1024 * 1024);
@@ -55,6 +56,8 @@ async function setUp(t: TestContext, binary: string) {
   const base = {
     PATH: process.env['PATH'] ?? '',
     HOME: home,
+    // Where it is started, too.
+    PWD: '/',
     ANTHROPIC_BASE_URL: api.url,
     CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
     CLAUDE_CODE_EAGER_FLUSH: '1',
@@ -109,6 +112,74 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       assert.deepEqual(mute.lines, []);
     }),
 
+    t.test('takes the session id it is given, once', async (t) => {
+      const { home, start } = await setUp(t, binary);
+      const id = randomUUID();
+      const first = start(undefined, `--session-id=${id}`);
+      await first.turn('one');
+      await first.turn('two', 2);
+      assert.deepEqual([...new Set(first.lines.flatMap(({ session_id: named }) => named ?? []))], [id]);
+      await first.end();
+      assert.ok((await readdir(join(home, '.claude/projects'), { recursive: true })).some((path) => path.endsWith(`/${id}.jsonl`)));
+      const again = start(undefined, `--session-id=${id}`);
+      again.send(userLine('three'));
+      await again.end();
+      assert.deepEqual(again.lines.filter(({ type }) => type === 'result'), []);
+    }),
+
+    t.test('keeps all of a user in CLAUDE_CONFIG_DIR, and finds a dialogue there from any folder', async (t) => {
+      const { api, home, start } = await setUp(t, binary);
+      const env = { ANTHROPIC_API_KEY: anthropicKey, CLAUDE_CONFIG_DIR: join(home, 'user'), CLAUDE_CODE_PROJECT_DIR_NAME: 'work' };
+      const id = randomUUID();
+      const first = start(env, `--session-id=${id}`);
+      await first.turn('remember');
+      await first.end();
+      assert.ok((await readdir(join(home, 'user/projects/work'))).includes(`${id}.jsonl`));
+      assert.deepEqual((await readdir(home)).filter((name) => name.startsWith('.claude')), []);
+      await start({ ...env, PWD: '/tmp' }, `--resume=${id}`).turn('and now?');
+      assert.deepEqual(promptsOf(api.turns.at(-1) ?? assert.fail('nothing was asked')), ['remember', 'and now?']);
+    }),
+
+    t.test('removes dialogues older than cleanupPeriodDays, and no younger ones', async (t) => {
+      const { home, start } = await setUp(t, binary);
+      const folder = join(home, 'user/projects/work');
+      const env = { ANTHROPIC_API_KEY: anthropicKey, CLAUDE_CONFIG_DIR: join(home, 'user'), CLAUDE_CODE_PROJECT_DIR_NAME: 'work' };
+      const ids = { old: randomUUID(), young: randomUUID() };
+      for (const id of Object.values(ids)) {
+        const cli = start(env, `--session-id=${id}`);
+        await cli.turn('hello');
+        await cli.end();
+      }
+      const daysAgo = (days: number): Date => new Date(Date.now() - days * 24 * 60 * 60 * 1000);
+      await utimes(join(folder, `${ids.old}.jsonl`), daysAgo(8), daysAgo(8));
+      await utimes(join(folder, `${ids.young}.jsonl`), daysAgo(6), daysAgo(6));
+      await start(env, '--settings={"cleanupPeriodDays":7}').turn('hello');
+      await until('the old one to go', async () => ((await readdir(folder)).includes(`${ids.old}.jsonl`) ? undefined : true));
+      assert.ok((await readdir(folder)).includes(`${ids.young}.jsonl`));
+    }),
+
+    t.test('names the cost of each turn, also after a resume and of one that was interrupted', async (t) => {
+      const { api, start } = await setUp(t, binary);
+      const costOf = (result: Json): number => {
+        const usage = Object.values(result['model_usage_since_last_result'] as Record<string, { costUSD: number }>);
+        return usage.reduce((sum, { costUSD }) => sum + costUSD, 0);
+      };
+      const first = start();
+      const one = await first.turn('one');
+      const two = await first.turn('two', 2);
+      await first.end();
+      const resumed = start(undefined, `--resume=${String(one['session_id'])}`);
+      const three = await resumed.turn('three');
+      assert.ok(costOf(one) > 0);
+      assert.deepEqual([costOf(two), costOf(three)], [costOf(one), costOf(one)]);
+      assert.ok(Number(three['total_cost_usd']) > 2.5 * costOf(one), 'the total goes on');
+      api.script = () => hang('So far');
+      resumed.send(userLine('four'));
+      await api.asked('four');
+      resumed.send(interruptLine);
+      assert.ok(costOf(await until('the result', () => resumed.lines.filter(({ type }) => type === 'result')[1])) > 0);
+    }),
+
     t.test('takes the first of its logins', async (t) => {
       const { api, home, start } = await setUp(t, binary);
       for (const [folder, token] of Object.entries({ '.claude': 'of-home', config: 'of-config', secure: 'of-secure' })) {
@@ -134,8 +205,8 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       for (let i = 0; i <= all.length; i += 1) used.push(await loginUsed(Object.fromEntries(all.slice(i))));
       const tokens = ['of-token', 'of-oauth', 'of-secure', 'of-config', 'of-home'].map((token) => [undefined, `Bearer ${token}`]);
       assert.deepEqual(used, [['of-key', 'Bearer of-token'], ...tokens]);
-      const empty = { ANTHROPIC_API_KEY: '', ANTHROPIC_AUTH_TOKEN: '', CLAUDE_CODE_OAUTH_TOKEN: '' };
-      assert.deepEqual(await loginUsed(empty), [undefined, 'Bearer of-home'], 'an empty variable is no login');
+      const blank = { ANTHROPIC_API_KEY: ' ', ANTHROPIC_AUTH_TOKEN: '', CLAUDE_CODE_OAUTH_TOKEN: ' ' };
+      assert.deepEqual(await loginUsed(blank), [undefined, 'Bearer of-home'], 'a blank variable is no login');
     }),
   ]);
 });

@@ -96,7 +96,7 @@ test('facts about the CLI have each a number of its own, and name tests that are
 test('a fact that the code cites is one of docs/cli-facts.md', async () => {
   const text = await read('docs/cli-facts.md');
   for (const name of await filesIn('src')) {
-    for (const [, number = ''] of (await read(name)).matchAll(/\bfact (\d+)/g)) assert.ok(text.includes(`\n| ${number} |`), `${name}: fact ${number}`);
+    for (const [, number = ''] of (await read(name)).matchAll(/\bfacts? (\d+)/g)) assert.ok(text.includes(`\n| ${number} |`), `${name}: fact ${number}`);
   }
 });
 
