@@ -78,7 +78,7 @@ export class ApiStage {
 
   /** What was refused, in order, in the log's words. */
   get refused(): unknown[] {
-    return this.lines.filter(({ event }) => event === 'api request refused').map(({ what }) => what);
+    return this.lines.filter(({ event }) => event === 'api_refused').map(({ what }) => what);
   }
 
   /** A socket for one more process; closed at the end of the test. */

@@ -49,7 +49,7 @@ export function createApiProxy({ upstream, credentials, rules, log, idleMs = 120
       for (const name of names) {
         if (namedBetas.has(name) || namedBetas.size >= maxNamedBetas) continue;
         namedBetas.add(name);
-        log('info', 'api beta left out', { beta: name.slice(0, 60) });
+        log('info', 'api_beta_dropped', { beta: name.slice(0, 60) });
       }
     },
   };

@@ -46,26 +46,35 @@ export async function passRequest(request: PassedRequest): Promise<void> {
   const onEnd = (): void => stop.abort(turn.ended.reason);
   turn.ended.addEventListener('abort', onEnd, { once: true });
   res.once('close', () => stop.abort(new Error('the client hung up')));
-  const held: Array<() => void> = [];
+  let freeSlot = (): void => {};
   try {
     const target = checkHead(turn, req);
-    held.push(await lane.slots.take(1, stop.signal));
-    const intake = { memory: parts, largeBodies: lane.largeBodies, target, rules: parts.rules(), signal: stop.signal };
-    const { body, textLength, release } = await takeBody(req, intake);
-    held.push(release);
-    const isCounted = target === 'messages';
-    if (isCounted && !turn.hasTokensLeft()) throw outOfTokens;
-    const inputGuess = isCounted ? { ...noTokens, input: Math.ceil(textLength / 4) } : noTokens;
-    const answer = await countingIfLeft(turn, stop.signal, inputGuess, () => ask(request, target, body, stop.signal));
-    release();
+    freeSlot = await lane.slots.take(1, stop.signal);
+    const { answer, inputGuess } = await askWithBody(request, target, stop.signal);
     // From here on the answer decides what the end of the turn means.
     turn.ended.removeEventListener('abort', onEnd);
-    await relayAnswer(answer, res, turn, { idleMs: parts.idleMs, isCounted, inputGuess });
+    await relayAnswer(answer, res, turn, { idleMs: parts.idleMs, isCounted: target === 'messages', inputGuess });
   } catch (error) {
     settleFailure(request, error);
   } finally {
     turn.ended.removeEventListener('abort', onEnd);
-    for (const release of held) release();
+    freeSlot();
+  }
+}
+
+/** The API's answer to the request's body; a function of its own, so that nothing keeps the body while the answer streams. */
+async function askWithBody(request: PassedRequest, target: Target, signal: AbortSignal) {
+  const { parts, lane, turn, req } = request;
+  const intake = { memory: parts, largeBodies: lane.largeBodies, target, rules: parts.rules(), signal };
+  const { body, textLength, release } = await takeBody(req, intake);
+  try {
+    const isCounted = target === 'messages';
+    if (isCounted && !turn.hasTokensLeft()) throw outOfTokens;
+    const inputGuess = isCounted ? { ...noTokens, input: Math.ceil(textLength / 4) } : noTokens;
+    const answer = await countingIfLeft(turn, signal, inputGuess, () => ask(request, target, body, signal));
+    return { answer, inputGuess };
+  } finally {
+    release();
   }
 }
 
@@ -132,6 +141,10 @@ async function ask({ parts, req }: PassedRequest, target: Target, body: Uint8Arr
     const answer = await parts.upstream.send(request, signal).catch((error: unknown) => {
       throw new Broken('the API cannot be reached', { cause: error });
     });
+    if (!/^(?:identity)?$/.test(answer.headers['content-encoding'] ?? '')) {
+      answer.body.destroy();
+      throw new Broken('nothing can be counted', { cause: new Error('the answer is compressed, though this was not asked for') });
+    }
     return { login, answer };
   };
   const { login, answer } = await send();
@@ -144,7 +157,7 @@ async function ask({ parts, req }: PassedRequest, target: Target, body: Uint8Arr
 function settleFailure({ parts: { log }, turn, req, res }: PassedRequest, error: unknown): void {
   if (error instanceof Refused) {
     turn.countRefusal();
-    log('warning', 'api request refused', { what: error.message });
+    log('warning', 'api_refused', { ...turn.logFields, what: error.message });
     // 402 is what the CLI neither repeats nor rewords (fact 45).
     turnAway(req, res, 402, 'invalid_request_error', `The server does not allow ${error.message}.`);
   } else if (error instanceof TurnedAway) {
@@ -153,8 +166,8 @@ function settleFailure({ parts: { log }, turn, req, res }: PassedRequest, error:
     const isOurs = turn.ended.aborted || res.closed;
     if (error instanceof Broken && !isOurs) {
       turn.fail({ status: undefined, type: 'connection_error', retryAfterSeconds: undefined });
-      log('warning', 'api unreachable', { code: errorCode(error.cause) ?? describeBug(error.cause) });
-    } else if (!isOurs) log('error', 'api proxy failed', { message: describeBug(error) });
+      log('warning', 'api_unreachable', { ...turn.logFields, cause: errorCode(error.cause) ?? describeBug(error.cause) });
+    } else if (!isOurs) log('error', 'bug', { ...turn.logFields, message: 'please report this', cause: describeBug(error) });
     // Mirrored, not told: an answer of ours would take the CLI's own way out of a broken connection from it (fact 7).
     req.socket.destroy();
   }

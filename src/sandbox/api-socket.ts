@@ -18,6 +18,9 @@ export interface ProxySocket {
   close(): Promise<void>;
 }
 
+/** The name of a socket in its folder, which is what is bound into a sandbox. */
+export const socketName = 's';
+
 const maxRequestsAtOnce = 4;
 const maxConnections = 64;
 
@@ -78,7 +81,7 @@ export async function openSocket(parts: ProxyParts, folder: string): Promise<Pro
 }
 
 function socketIn(folder: string): string {
-  return join(folder, 's');
+  return join(folder, socketName);
 }
 
 async function listen(server: Server, path: string): Promise<void> {

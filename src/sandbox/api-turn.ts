@@ -1,3 +1,4 @@
+import type { Fields } from '../log.ts';
 import { addTokens, noTokens, type Tokens } from './usage.ts';
 
 /** What one turn may ask of the API, and who hears of it. */
@@ -8,6 +9,8 @@ export interface TurnLimits {
   readonly hasTokensLeft?: () => boolean;
   /** Told the tokens of each request when it has ended. */
   readonly onTokens?: (tokens: Tokens) => void;
+  /** What a line of the log says of the turn: its request, its user. */
+  readonly logFields?: Fields;
   /** Called once, when so much was refused that nobody honest can be behind it: the turn must end. */
   readonly onTooManyRefusals: () => void;
 }
@@ -47,6 +50,10 @@ export class ApiTurn {
 
   constructor(limits: TurnLimits) {
     this.#limits = limits;
+  }
+
+  get logFields(): Fields | undefined {
+    return this.#limits.logFields;
   }
 
   /** Aborted when the turn is over. */

@@ -1,4 +1,5 @@
 import { Readable } from 'node:stream';
+import type { Credentials } from './credentials.ts';
 import type { Upstream, UpstreamRequest } from './upstream.ts';
 
 /** An upstream that costs nothing: it answers each request itself, and tells which models were asked for. */
@@ -6,6 +7,13 @@ export interface CannedApi extends Upstream {
   /** In order of the first request for each. */
   readonly models: ReadonlySet<string>;
 }
+
+/** What goes with it: no secret leaves for an API that is not there. */
+export const cannedLogin: Credentials = {
+  current: async () => ({ headers: {} }),
+  renew: async () => false,
+  placeholders: async () => ({}),
+};
 
 /** For the trial at the start: every message is answered with this text. */
 export function createCannedApi(text: string): CannedApi {

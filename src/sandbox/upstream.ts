@@ -1,4 +1,4 @@
-import { request as plainRequest, type IncomingHttpHeaders } from 'node:http';
+import { request as plainRequest, type ClientRequest, type IncomingHttpHeaders } from 'node:http';
 import { request as tlsRequest } from 'node:https';
 import type { Readable } from 'node:stream';
 import type { ConnectionOptions } from 'node:tls';
@@ -49,24 +49,31 @@ export function createUpstream({ baseUrl, env, ca, firstByteMs = 630_000 }: Upst
   const where = { host: url.hostname.replace(/^\[|\]$/g, ''), port: url.port || (url.protocol === 'https:' ? 443 : 80) };
 
   return {
-    send: ({ path, headers, body }, signal) =>
-      new Promise((resolve, reject) => {
-        const sized = { ...headers, ...custom, host: url.host, 'content-length': String(body.length) };
-        const request = makeRequest({ ...where, method: 'POST', path: prefix + path, headers: sized, agent, signal });
-        const timer = setTimeout(() => request.destroy(new Error('the API did not answer in time')), firstByteMs);
-        // Stays on: an error may also come after the answer's head.
-        request.on('error', (error) => {
-          clearTimeout(timer);
-          reject(error);
-        });
-        request.once('response', (answer) => {
-          clearTimeout(timer);
-          resolve({ status: answer.statusCode ?? 0, headers: answer.headers, body: answer });
-        });
-        request.end(body);
-      }),
+    send({ path, headers, body }, signal) {
+      const sized = { ...headers, ...custom, host: url.host, 'content-length': String(body.length) };
+      const request = makeRequest({ ...where, method: 'POST', path: prefix + path, headers: sized, agent, signal });
+      const answer = answerOf(request, firstByteMs);
+      request.end(body);
+      return answer;
+    },
     close: () => agent.destroy(),
   };
+}
+
+/** Knows nothing of the body, which its listeners would keep for as long as the answer streams. */
+function answerOf(request: ClientRequest, firstByteMs: number): Promise<UpstreamAnswer> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => request.destroy(new Error('the API did not answer in time')), firstByteMs);
+    // Stays on: an error may also come after the answer's head.
+    request.on('error', (error) => {
+      clearTimeout(timer);
+      reject(error);
+    });
+    request.once('response', (answer) => {
+      clearTimeout(timer);
+      resolve({ status: answer.statusCode ?? 0, headers: answer.headers, body: answer });
+    });
+  });
 }
 
 /** `Name: value` lines, as the CLI reads them; they may hold a secret and so stay outside the sandbox. */

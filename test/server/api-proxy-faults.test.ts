@@ -48,8 +48,8 @@ test('an API that cannot be reached breaks the connection, and the log says why'
     const stage = await setStage(t, { upstreamUrl });
     const socket = await stage.openInTurn();
     await assert.rejects(ask(socket), { code: 'ECONNRESET' });
-    const line = stage.lines.find(({ event }) => event === 'api unreachable');
-    assert.match(String(line?.['code']), new RegExp(code));
+    const line = stage.lines.find(({ event }) => event === 'api_unreachable');
+    assert.match(String(line?.['cause']), new RegExp(code));
     const { lastFailure, tokens: spent } = socket.endTurn();
     assert.deepEqual(lastFailure, unreached);
     assert.equal(spent.input, 0);
@@ -77,6 +77,13 @@ test('an API that never begins to answer, or falls silent in a stream, is given 
   await assert.rejects(ask(socket), { code: 'ECONNRESET' });
   await until('the API to be left', () => (closed === 1 ? true : undefined));
   assert.equal(socket.endTurn().lastFailure?.type, 'connection_error');
+});
+
+test('an answer that is compressed all the same is not passed on, for nobody could count it', async (t) => {
+  const stage = await setStage(t, { script: (res) => res.writeHead(200, { 'content-type': 'application/json', 'content-encoding': 'gzip' }).end('x') });
+  const socket = await stage.openInTurn();
+  await assert.rejects(ask(socket), { code: 'ECONNRESET' });
+  assert.deepEqual(socket.endTurn().lastFailure, unreached);
 });
 
 test('pings keep a stream, and an answer in JSON may be silent for longer than a stream', async (t) => {

@@ -8,7 +8,7 @@ import { runInNewContext } from 'node:vm';
 import type { ProxySocket } from '../../src/sandbox/api-socket.ts';
 import { ask, countPath, messageBody, messagesPath, model, sayOk, setStage, type ApiStage } from '../api-stage.ts';
 import { chunked, requestBytes } from '../http-client.ts';
-import { within } from '../running-server.ts';
+import { until, within } from '../running-server.ts';
 
 const smuggled = 'POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n';
 
@@ -209,6 +209,22 @@ test('four bodies of 32 MiB at once are read one by one, and small ones go by me
   t.diagnostic(`memory grew by ${grownMib} MiB; ${waits.length} small requests meanwhile, the slowest in ${Math.round(Math.max(...waits))} ms`);
   assert.ok(grownMib < 400, `${grownMib} MiB`);
   assert.ok(waits.length >= 5);
+});
+
+test('a body is let go when its answer begins, however long that streams', async (t) => {
+  const server = createServer((req, res) => {
+    req.resume();
+    req.on('end', () => res.writeHead(200, { 'content-type': 'text/event-stream' }).write(': hello\n\n'));
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  t.after(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+  const stage = await setStage(t, { upstreamUrl: `http://127.0.0.1:${(server.address() as AddressInfo).port}` });
+  for (const _ of [1, 2, 3, 4]) assert.equal(await pour(await stage.openInTurn(), 30 * mib, 'words and '), 200);
+  await until('the bodies to be gone', () => (liveBytes(), process.memoryUsage().arrayBuffers < 25 * mib ? true : undefined));
 });
 
 test('a body made to fill the memory of its reader is refused before it is read, and the next one is read', async (t) => {

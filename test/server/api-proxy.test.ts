@@ -32,7 +32,7 @@ test('a request of a turn reaches the API with the login, and its answer comes b
   assert.equal(reply.status, 200);
   assert.equal(reply.headers['request-id'], 'req_1');
   assert.equal(reply.headers['set-cookie'], undefined);
-  assert.deepEqual(stage.lines.map(({ event, beta }) => [event, beta]), [['api beta left out', 'files-api-2025-04-14']]);
+  assert.deepEqual(stage.lines.map(({ event, beta }) => [event, beta]), [['api_beta_dropped', 'files-api-2025-04-14']]);
   assert.deepEqual(socket.endTurn(), { tokens, requests: 1, refusals: 0, lastFailure: undefined, isOutOfTokens: false });
 });
 
@@ -134,13 +134,14 @@ test('at most four requests of a process are under way; the others wait for thei
 
 test('a turn has so many requests and no more, and twenty refusals end it once', async (t) => {
   const stage = await setStage(t);
-  const socket = await stage.openInTurn({ maxRequests: 3 });
+  const socket = await stage.openInTurn({ maxRequests: 3, logFields: { user: 7 } });
   const statuses = [];
   for (let i = 0; i < 24; i += 1) statuses.push((await ask(socket)).status);
   assert.deepEqual(statuses, [200, 200, 200, ...Array<number>(21).fill(402)]);
   assert.equal(stage.recorded.length, 3);
   assert.equal(stage.refusals.turnsEnded, 1);
-  assert.equal(stage.refused[0], 'more requests than a turn may have');
+  const { level, event, user, what } = stage.lines[0] ?? assert.fail('nothing in the log');
+  assert.deepEqual([level, event, user, what], ['warning', 'api_refused', 7, 'more requests than a turn may have']);
   assert.deepEqual([socket.endTurn().refusals], [21]);
 });
 
