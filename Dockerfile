@@ -8,7 +8,7 @@ COPY src src
 RUN npm run build
 
 FROM node:24-slim
-ARG CLAUDE_VERSION=2.1.330
+ARG CLAUDE_VERSION=2.1.331
 # tini ends what the CLI's tools leave behind as zombies. The CLI's package is a stub until its install script has run,
 # which npm may skip without an error: so it is run here, and the CLI is tried.
 RUN apt-get update \

@@ -8,7 +8,7 @@ umask 022
 # Where "curl … | sudo bash" gets the code: a .tar.gz of this repository. Not used when run from a copied folder.
 source_url="${CLAUDE_API_SOURCE:-}"
 # The Claude CLI the tests run on; --claude asks for another. A newer one that is in use stays.
-claude_version=2.1.330
+claude_version=2.1.331
 # Taken from npm where the machine has no Node 20.3 or newer.
 node_major=24
 
@@ -137,7 +137,7 @@ parse_options() {
   [[ "$port" =~ ^([1-9][0-9]{3,4})?$ && "${port:-8001}" -ge 1024 && "${port:-8001}" -le 65535 ]] || misuse '--port: expected 1024 to 65535'
   [[ "$host" =~ ^[0-9A-Za-z.:-]*$ ]] || misuse '--host: expected an address such as 0.0.0.0'
   [[ "$user" =~ ^([a-z_][a-z0-9_-]{0,31})?$ ]] || misuse '--user: expected a name such as claude'
-  [[ "$asked_claude" =~ ^(latest|stable|[0-9]+\.[0-9]+\.[0-9]+)?$ ]] || misuse '--claude: expected a version such as 2.1.330, or latest'
+  [[ "$asked_claude" =~ ^(latest|stable|[0-9]+\.[0-9]+\.[0-9]+)?$ ]] || misuse '--claude: expected a version such as 2.1.331, or latest'
 }
 
 # After a failure or an interruption the version of before runs again, and what stays is said.

@@ -25,8 +25,8 @@ testWithRealClis('prompts', async (t, binary) => {
   // CLI 2.1.330 guesses the tokens of a prompt and refuses 3.5 MB itself, before it asks the model.
   const server = await startServer(t, { ...cliEnv(binary, api), CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE: '100000000' });
   const configFiles = (): Promise<string[]> => {
-    const names = ['.claude.json', '.claude/settings.json', '.claude/settings.local.json'];
-    return Promise.all(names.map((name) => readFile(join(server.home, name), 'utf8').catch(() => '')));
+    const names = ['home/.claude.json', 'home/settings.json', 'work/.claude/settings.json', 'work/.claude/settings.local.json'];
+    return Promise.all(names.map((name) => readFile(join(server.home, 'state/users/1', name), 'utf8').catch(() => '')));
   };
   const arrived = (prompt: string): string => (prompt.startsWith('/') ? ` ${prompt}` : prompt);
   const first = await server.chat({ prompt: 'begin' });
@@ -50,7 +50,7 @@ testWithRealClis('prompts', async (t, binary) => {
 
   await t.test('the configuration of the CLI is as it was', async () => {
     const [main = '', ...settings] = await configFiles();
-    assert.notEqual(main, '', 'the CLI keeps .claude.json in HOME');
+    assert.notEqual(main, '', 'the CLI keeps .claude.json there');
     for (const text of [main, ...settings]) assert.ok(!text.includes('autoCompact'), text);
   });
 

@@ -52,7 +52,7 @@ testWithRealClis('a streamed answer', async (t, binary) => {
   });
 
   await t.test('names the tools between the texts around them', async () => {
-    const folder = join(server.home, 'state/users/1');
+    const folder = join(server.home, 'state/users/1/work');
     await writeFile(join(folder, 'note.txt'), 'remember the milk');
     inTurn(callTools([{ name: 'Read', input: { file_path: join(folder, 'note.txt') } }], 'Let me ', 'look.'), say('It says', ' milk.'));
     const events = await collect({ prompt: 'what does the note say?' });

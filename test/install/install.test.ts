@@ -150,7 +150,7 @@ onMachine('an update that fails leaves the old version running', async (machine)
   await machine.must('rm /run/stub/npm-fails; touch /run/stub/claude-is-a-stub');
   await fails('sed -i "s/^claude_version=.*/claude_version=2.1.999/" /root/broken/install.sh', /"claude --version" does not answer as the user claude: claude native binary not installed[^]*The service runs as before/);
   await unchanged();
-  assert.equal(await machine.must(`ls -A ${app}/cli`), '2.1.330');
+  assert.equal(await machine.must(`ls -A ${app}/cli`), '2.1.331');
 });
 
 onMachine('an update that is interrupted goes back to the old version, at once or at the next run', async (machine) => {

@@ -45,7 +45,7 @@ async function healthServer(t: TestContext, status: number, body: string): Promi
   return { port: typeof address === 'object' && address !== null ? address.port : 0, requests };
 }
 
-const healthy = JSON.stringify({ status: 'ok', claude_version: '2.1.330', login: 'credentials file' });
+const healthy = JSON.stringify({ status: 'ok', claude_version: '2.1.331', login: 'credentials file' });
 
 test('settings: where the server listens, by its own rules for .env', async (t) => {
   const file = await ask(t, { args: ['settings'], envFile: `\uFEFFexport CLAUDE_API_KEY="9f2c41d07be8#5a36c0d1e7f4a8b95263"\r\nPORT = '9100' # mine\r\n` });
@@ -83,7 +83,7 @@ test('health: the URL and the login of a server that answers, asked with the key
 });
 
 test('health: none where the server has found no login, or tells nobody for want of a key', async (t) => {
-  for (const [body, env] of [[JSON.stringify({ status: 'ok', claude_version: '2.1.330', login: null }), { CLAUDE_API_KEY: key }], ['{"status":"ok"}', {}]] as const) {
+  for (const [body, env] of [[JSON.stringify({ status: 'ok', claude_version: '2.1.331', login: null }), { CLAUDE_API_KEY: key }], ['{"status":"ok"}', {}]] as const) {
     const { port, requests } = await healthServer(t, 200, body);
     assert.equal((await ask(t, { args: ['health'], env: { ...env, PORT: String(port) } })).stdout, `http://127.0.0.1:${port} none\n`);
     assert.equal(requests[0]?.headers.authorization, 'CLAUDE_API_KEY' in env ? `Bearer ${key}` : undefined);

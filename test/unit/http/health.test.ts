@@ -9,7 +9,7 @@ const notFound = new Problem('claude_not_found', 'Install the CLI.');
 
 /** A monitor whose CLI a test can change; `version` undefined = the CLI cannot be run. */
 class Scene {
-  version: string | undefined = '2.1.330';
+  version: string | undefined = '2.1.331';
   isDraining = false;
   probes = 0;
   readonly lines: LogLine[] = [];
@@ -44,7 +44,7 @@ test('a server is ok from the start, and nothing was started to find out', () =>
 test('the version is known once the CLI was looked for', async () => {
   const scene = new Scene();
   await scene.monitor.watchCli();
-  assert.equal(scene.monitor.counts().claude_version, '2.1.330');
+  assert.equal(scene.monitor.counts().claude_version, '2.1.331');
   assert.deepEqual(scene.events, []);
 });
 
@@ -72,17 +72,17 @@ test('a CLI that appears later is found by itself, and said once', async () => {
   await scene.monitor.watchCli();
   await until('more looks for the CLI', () => (scene.probes >= 4 ? true : undefined));
   assert.equal(scene.status, 'unavailable');
-  scene.version = '2.1.330';
+  scene.version = '2.1.331';
   await until('the server to be available', () => (scene.status === 'ok' ? true : undefined));
   assert.deepEqual(scene.events, ['error claude_unavailable', 'info claude_found']);
-  assert.equal(scene.monitor.counts().claude_version, '2.1.330');
+  assert.equal(scene.monitor.counts().claude_version, '2.1.331');
 });
 
 test('a CLI that is there is not looked for again', async () => {
   const scene = new Scene(1);
   scene.version = undefined;
   await scene.monitor.watchCli();
-  scene.version = '2.1.330';
+  scene.version = '2.1.331';
   await until('the server to be available', () => (scene.status === 'ok' ? true : undefined));
   const { probes } = scene;
   const other = new Scene(1);
