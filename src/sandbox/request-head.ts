@@ -22,8 +22,8 @@ export function targetOf({ method, url }: Pick<IncomingMessage, 'method' | 'url'
   return targets.get(`${method} ${url}`);
 }
 
-// What the CLI sends (fact 44). Both login
-// headers, cookies and what belongs to one hop are not among them; lengths and encodings are the proxy's own.
+// What the CLI sends (fact 44). Both login headers, cookies and what belongs to one hop are not among them; lengths and
+// encodings are the proxy's own.
 const headerNames = new RegExp(
   `^(?:${[
     'accept|user-agent|anthropic-version|anthropic-dangerous-direct-browser-access',

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { createServer, type IncomingHttpHeaders } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -11,6 +12,7 @@ import { createApiProxy } from '../../src/sandbox/api-proxy.ts';
 import { cannedLogin, createCannedApi } from '../../src/sandbox/canned-api.ts';
 import { createCredentials } from '../../src/sandbox/credentials.ts';
 import { createLoginFile } from '../../src/sandbox/login-file.ts';
+import { forwardedHeaders } from '../../src/sandbox/request-head.ts';
 import { setStage, type ApiStage } from '../api-stage.ts';
 import { callTools, cut, refuse, say, startMessagesApi, toolResultsOf, type ApiReply, type MessagesApi } from '../messages-api.ts';
 import { testWithRealClis, until, within } from '../running-server.ts';
@@ -26,7 +28,7 @@ class Cli {
   readonly #results: Json[] = [];
   #taken = 0;
 
-  constructor(binary: string, home: string, socket: ProxySocket, env: Readonly<Record<string, string>>, args: readonly string[]) {
+  constructor(binary: string, home: string, socket: Pick<ProxySocket, 'path'>, env: Readonly<Record<string, string>>, args: readonly string[]) {
     this.work = join(home, 'work');
     const all = ['-p', '--input-format=stream-json', '--output-format=stream-json', '--verbose', `--model=${model}`, '--allowedTools=Bash,Read,Agent,WebSearch', ...args];
     const fixed = { PATH: process.env['PATH'] ?? '', HOME: home, ANTHROPIC_UNIX_SOCKET: socket.path, CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1', CLAUDE_CODE_MAX_RETRIES: '2' };
@@ -123,6 +125,33 @@ testWithRealClis('the CLI with nothing but the API proxy', async (t, binary) => 
     assert.ok(api.requests.every(({ headers }) => headers['x-api-key'] === 'sk-ant-made-up' && headers['authorization'] === undefined));
     // What the proxy leaves out is nothing that this CLI asks for.
     assert.deepEqual(stage.lines, []);
+  });
+
+  await t.test('the CLI sends no header that the proxy would leave out, but for its login and what belongs to the connection', async (t) => {
+    const folder = await mkdtemp(join(tmpdir(), 'api-proxy-headers-'));
+    await mkdir(join(folder, 'work'));
+    const heads: IncomingHttpHeaders[] = [];
+    const server = createServer((req, res) => {
+      heads.push(req.headers);
+      req.resume().on('end', () => res.writeHead(400, { 'content-type': 'application/json' }).end('{"type":"error","error":{"type":"invalid_request_error","message":"no"}}'));
+    });
+    const path = join(folder, 's');
+    server.listen(path);
+    await once(server, 'listening');
+    const cli = new Cli(binary, folder, { path }, { ANTHROPIC_AUTH_TOKEN: 'placeholder' }, []);
+    t.after(async () => {
+      await cli.end();
+      server.close();
+      server.closeAllConnections();
+      await rm(folder, { recursive: true, force: true });
+    });
+    await cli.turn('go');
+    for (const headers of heads) {
+      const kept = Object.keys(forwardedHeaders(headers).headers);
+      const leftOut = Object.keys(headers).filter((name) => !kept.includes(name));
+      assert.deepEqual(leftOut.sort(), ['authorization', 'connection', 'content-length', 'host']);
+    }
+    assert.ok(heads.length > 0);
   });
 
   await t.test('a failure of the API is told as it is, and the proxy knows its status, type and wait', async (t) => {
