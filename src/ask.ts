@@ -44,7 +44,9 @@ function urlOf({ host, port }: Config): string {
 async function askLogin(config: Config): Promise<string> {
   const response = await getHealth(config);
   const body: unknown = await text(response).then(JSON.parse).catch(() => undefined);
-  if (typeof body !== 'object' || body === null || !('status' in body)) throw new Error(`what answers at ${urlOf(config)} is not claude-api`);
+  if (typeof body !== 'object' || body === null || !('status' in body)) {
+    throw new Error(`what answers at ${urlOf(config)} is not claude-api`);
+  }
   if (response.statusCode !== 200) throw new Error('detail' in body ? String(body.detail) : `/health answers ${response.statusCode}`);
   // The CLI is looked for only when the server listens already.
   if ('claude_version' in body && body.claude_version === null) throw new Error('the Claude CLI has not answered yet');

@@ -30,7 +30,8 @@ const defaultEnv: Readonly<Record<string, string>> = {
 
 type CliConfig = Pick<
   Config,
-  'allowedTools' | 'childEnv' | 'claudeBinary' | 'keepDays' | 'maxTurns' | 'model' | 'permissionMode' | 'settingSources' | 'stateDir' | 'tools'
+  | 'allowedTools' | 'childEnv' | 'claudeBinary' | 'keepDays' | 'maxTurns'
+  | 'model' | 'permissionMode' | 'settingSources' | 'stateDir' | 'tools'
 >;
 
 /** The session a process is started for. */
@@ -160,7 +161,10 @@ export function cliArguments(config: CliConfig): string[] {
  * The CLI's environment: the operator's variables over our defaults, and over both where this user's files are. The login
  * stays where the operator's own CLI keeps it.
  */
-export function cliEnvironment(childEnv: Readonly<Record<string, string>>, { home, tmp }: Pick<UserFolders, 'home' | 'tmp'>): Record<string, string> {
+export function cliEnvironment(
+  childEnv: Readonly<Record<string, string>>,
+  { home, tmp }: Pick<UserFolders, 'home' | 'tmp'>,
+): Record<string, string> {
   return {
     ...defaultEnv,
     ...childEnv,

@@ -42,5 +42,6 @@ export function createShutdown({ pool, closeConnections, closing, endProcesses }
 }
 
 function stopped(): Problem {
-  return new Problem('shutting_down', 'The server was stopped during this turn; the dialogue can go on when it is back.', { retryAfterSeconds: 10 });
+  const detail = 'The server was stopped during this turn; the dialogue can go on when it is back.';
+  return new Problem('shutting_down', detail, { retryAfterSeconds: 10 });
 }

@@ -21,7 +21,8 @@ export interface ApiTrouble {
  */
 export function problemOf(result: CliResult, trouble: ApiTrouble, nowSeconds: number): Problem | undefined {
   if (!result.isError) {
-    return result.text === undefined ? new Problem('claude_failed', 'The Claude CLI ended the turn without an answer; try again.') : undefined;
+    if (result.text !== undefined) return undefined;
+    return new Problem('claude_failed', 'The Claude CLI ended the turn without an answer; try again.');
   }
   if (result.subtype === 'success') return apiProblem(result, trouble, nowSeconds);
   const [firstError = ''] = result.errors;
@@ -45,7 +46,8 @@ function apiProblem(result: CliResult, trouble: ApiTrouble, nowSeconds: number):
   const status = result.apiStatus ?? trouble.lastRetry?.status;
   const isTooLong = ['prompt_too_long', 'blocking_limit'].includes(result.terminalReason ?? '') || /^Prompt is too long/.test(text);
   if (isTooLong || status === 413) {
-    return new Problem('prompt_too_long', 'The dialogue with this prompt is longer than the model takes; shorten the prompt or start a new dialogue.');
+    const detail = 'The dialogue with this prompt is longer than the model takes; shorten the prompt or start a new dialogue.';
+    return new Problem('prompt_too_long', detail);
   }
   if (trouble.errorClass === 'authentication_failed') return new Problem('claude_not_authenticated', howToLogIn);
   if (status === 529 || (status === undefined && /\b529\b|overloaded/i.test(text))) {
@@ -86,7 +88,8 @@ export function problemOfEnd(exit: ExitStatus | undefined, hasBegun: boolean): P
 
 /** Whether the program could not be run at all: missing, not executable, no interpreter. */
 function isLaunchFailure(exit: ExitStatus): boolean {
-  if (exit.spawnError !== undefined) return ['ENOENT', 'EACCES', 'ENOEXEC', 'ENOTDIR', 'EPERM', 'ELOOP', 'ETXTBSY'].includes(exit.spawnError);
+  const launchErrors = ['ENOENT', 'EACCES', 'ENOEXEC', 'ENOTDIR', 'EPERM', 'ELOOP', 'ETXTBSY'];
+  if (exit.spawnError !== undefined) return launchErrors.includes(exit.spawnError);
   // setpriv and env answer a program they cannot run with these, as a shell does.
   return exit.code === 126 || exit.code === 127;
 }

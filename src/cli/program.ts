@@ -43,7 +43,7 @@ export async function versionOf({ command, args }: Command, env: Readonly<Record
     throw claudeDoesNotRun(error);
   });
   const [version] = /^\d+\.\d+\.\d+/.exec(stdout) ?? [];
-  if (version === undefined) throw claudeNotFound('The program that CLAUDE_BINARY_PATH names does not answer --version as the Claude CLI does');
+  if (version === undefined) throw claudeNotFound('What CLAUDE_BINARY_PATH names does not answer --version as the Claude CLI does');
   if (isTooOld(version)) throw claudeTooOld(version);
   return version;
 }
@@ -55,7 +55,8 @@ export function isTooOld(version: string): boolean {
 
 /** The problem of a CLI that is older than the server supports. */
 export function claudeTooOld(version: string): Problem {
-  return new Problem('claude_too_old', `The Claude CLI ${version} is too old, ${oldestVersion} or newer is needed: update it with ${install}.`);
+  const needed = `${oldestVersion} or newer is needed`;
+  return new Problem('claude_too_old', `The Claude CLI ${version} is too old, ${needed}: update it with ${install}.`);
 }
 
 /** The problem of a server that has no CLI to run. `why` is the first half of a sentence. */

@@ -37,10 +37,14 @@ export function userLine(prompt: string): string {
 }
 
 /** The request whose answer shows that the CLI is up; it prints nothing of itself before the first turn. */
-export const initializeLine = JSON.stringify({ type: 'control_request', request_id: 'initialize', request: { subtype: 'initialize' } }) + '\n';
+export const initializeLine = controlLine('initialize');
 
 /** The request to give up the running turn; harmless when none runs (fact 15). */
-export const interruptLine = JSON.stringify({ type: 'control_request', request_id: 'interrupt', request: { subtype: 'interrupt' } }) + '\n';
+export const interruptLine = controlLine('interrupt');
+
+function controlLine(subtype: string): string {
+  return JSON.stringify({ type: 'control_request', request_id: subtype, request: { subtype } }) + '\n';
+}
 
 /**
  * The events of one output line. A line that does not begin with `{` is noise some builds print, and gives none;

@@ -28,7 +28,8 @@ export async function lockStateFolder(stateDir: string, pathVariable: string): P
   const status: unknown = await once(child, 'exit').then(([code]) => code, errorCode);
   if (status === 0) return { release: () => closeSync(descriptor) };
   closeSync(descriptor);
-  return { refusal: refusals.get(status) ?? `CLAUDE_STATE_DIR cannot be locked (flock: ${String(status)}): its file system must know locks` };
+  const unknown = `CLAUDE_STATE_DIR cannot be locked (flock: ${String(status)}): its file system must know locks`;
+  return { refusal: refusals.get(status) ?? unknown };
 }
 
 const refusals = new Map<unknown, string>([

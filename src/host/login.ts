@@ -7,7 +7,8 @@ type Login = string;
 
 /** The variables that hold a login themselves, in the order the CLI looks at them (fact 29). */
 export const keyVariables = ['ANTHROPIC_API_KEY', 'ANTHROPIC_AUTH_TOKEN', 'CLAUDE_CODE_OAUTH_TOKEN'] as const;
-const providerSwitches = ['BEDROCK', 'VERTEX', 'FOUNDRY', 'MANTLE', 'ANTHROPIC_AWS', 'ANTHROPIC_GOOGLE_CLOUD'].map((name) => `CLAUDE_CODE_USE_${name}`);
+const providers = ['BEDROCK', 'VERTEX', 'FOUNDRY', 'MANTLE', 'ANTHROPIC_AWS', 'ANTHROPIC_GOOGLE_CLOUD'];
+const providerSwitches = providers.map((name) => `CLAUDE_CODE_USE_${name}`);
 
 /** What an operator without a login has to do, in one sentence; the 503 and the start-up line share it. */
 export const howToLogIn =

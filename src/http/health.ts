@@ -47,7 +47,9 @@ export function createHealthMonitor(
 
   function setTrouble(problem: Problem | undefined): void {
     if (problem === undefined && trouble !== undefined) log('info', 'claude_found');
-    if (problem !== undefined && trouble?.code !== problem.code) log('error', 'claude_unavailable', { code: problem.code, message: problem.message });
+    if (problem !== undefined && trouble?.code !== problem.code) {
+      log('error', 'claude_unavailable', { code: problem.code, message: problem.message });
+    }
     trouble = problem;
     clearTimeout(retry);
     if (trouble !== undefined) retry = setTimeout(() => void watchCli(), retryMs).unref();

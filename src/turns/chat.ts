@@ -141,5 +141,6 @@ function problemCodeOf({ outcome }: TurnEnd): ProblemCode | undefined {
 }
 
 function tookTooLong(): Problem {
-  return new Problem('claude_timeout', 'Claude took longer than CLAUDE_TIMEOUT_SECONDS allows; the turn was stopped, and the session_id, where given, can go on.');
+  const allowed = 'Claude took longer than CLAUDE_TIMEOUT_SECONDS allows';
+  return new Problem('claude_timeout', `${allowed}; the turn was stopped, and the session_id, where given, can go on.`);
 }

@@ -21,7 +21,9 @@ export interface Slot<W> {
 /** All slots, found by their session; each has one state. A change of state takes the same time however many there are. */
 export class Slots<W> {
   readonly #bySession = new Map<string, Slot<W>>();
-  readonly #inState: Readonly<Record<SlotState, Set<Slot<W>>>> = { starting: new Set(), leased: new Set(), idle: new Set(), stopping: new Set() };
+  readonly #inState: Readonly<Record<SlotState, Set<Slot<W>>>> = {
+    starting: new Set(), leased: new Set(), idle: new Set(), stopping: new Set(),
+  };
   readonly #onChange: (key: string, state: SessionState) => void;
 
   /** `onChange` hears what the next turn of a session finds from now on. */
