@@ -73,6 +73,11 @@ export class Connection {
     this.#socket.destroy();
   }
 
+  /** Leaves with a reset, as a program that crashes with answers unread does. */
+  reset(): void {
+    this.#socket.resetAndDestroy();
+  }
+
   /** The next answer, interim ones included; `isToHead` when it answers a HEAD request and so has no body. */
   async answer(label: string, isToHead = false): Promise<WireAnswer> {
     for (;;) {
@@ -84,11 +89,16 @@ export class Connection {
   }
 
   /** Waits until these bytes have come, and leaves them unread. */
-  async received(text: string): Promise<void> {
-    while (!this.#unread.includes(text)) {
-      if (this.#isEnded) throw new Error(`the connection ended before ${JSON.stringify(text)}`);
-      await this.#news(JSON.stringify(text));
-    }
+  received(text: string): Promise<void> {
+    const label = JSON.stringify(text.slice(0, 100));
+    const come = async (): Promise<void> => {
+      while (!this.#unread.includes(text)) {
+        if (this.#isEnded) throw new Error(`the connection ended before ${label}`);
+        await this.#news(label);
+      }
+    };
+    // What else comes without end is no reason to wait on.
+    return within(label, 20_000, come());
   }
 
   /** Waits until the server ends the connection; gives what it sent that nobody read. */

@@ -8,11 +8,9 @@ import { answerProblem, type Exchange } from './exchange.ts';
 
 /** A connection on which something arrived that is no request, or nothing in time. */
 export interface BrokenConnection {
-  /** The caller's side is gone for good. */
-  readonly isReset: boolean;
   /** The caller sends nothing more. */
   readonly hasEnded: boolean;
-  /** It is given up on already, or can take no answer. */
+  /** It is given up on already, or can take no answer: a reset one, say. */
   readonly isRefused: boolean;
   /** The last request that has no whole answer yet: none, one still arriving, or one that arrived or is being answered. */
   readonly request: 'none' | 'arriving' | 'heard';
@@ -25,8 +23,8 @@ export interface BrokenConnection {
 export type Reaction = 'destroy' | 'ignore' | 'refuse' | 'refuse_later' | 'answer';
 
 /** How the server reacts to a broken connection. No request that was sound loses its answer by what comes after it. */
-export function reaction({ isReset, hasEnded, isRefused, request }: BrokenConnection): Reaction {
-  if (isReset || (hasEnded && request !== 'none')) return 'destroy';
+export function reaction({ hasEnded, isRefused, request }: BrokenConnection): Reaction {
+  if (hasEnded && request !== 'none') return 'destroy';
   // Whatever else it sends passes by unheard: closing now would reset the connection, and the answers under way with it.
   if (isRefused) return 'ignore';
   return ({ none: 'refuse', arriving: 'answer', heard: 'refuse_later' } as const)[request];
@@ -65,7 +63,6 @@ export function answerBroken(server: Server, answering: WeakMap<Duplex, Exchange
   server.on('clientError', (error: NodeJS.ErrnoException, socket) => {
     const exchange = answering.get(socket);
     const does = reaction({
-      isReset: error.code === 'ECONNRESET',
       hasEnded: socket.readableEnded,
       isRefused: refused.has(socket) || !socket.writable,
       request: requestState(exchange),

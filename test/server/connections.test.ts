@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { ProblemCode } from '../../src/problem.ts';
 import { chunked, requestBytes } from '../http-client.ts';
-import { answer, answerJson, asJson, assertProblem, chat, chatPath, eventsOf, good, latch, problemIn, start, withKey, type Stage } from '../http-stage.ts';
+import { answer, answerJson, asJson, assertProblem, chat, chatPath, eventsOf, good, latch, problemIn, start, untilAborted, withKey, type Stage } from '../http-stage.ts';
 import { until } from '../running-server.ts';
 
 test('a request without Host, or with two, is malformed', async (t) => {
@@ -62,6 +62,7 @@ test('a CONNECT request gets no tunnel, but a problem, and the connection ends',
   assert.deepEqual([reply.status, JSON.parse(reply.body).code, reply.headers.get('connection')], [404, 'not_found', 'close']);
   assert.equal(await connection.ended(), '');
   assert.deepEqual(stage.lines.map(({ event, code, remote }) => [event, code, remote]), [['request', 'not_found', '127.0.0.1']]);
+  await until('the server to have heard that the caller is gone', () => (stage.connections === 0 ? true : undefined));
 });
 
 test('a CONNECT behind a request that runs is refused when that one has its answer', async (t) => {
@@ -76,11 +77,14 @@ test('a CONNECT behind a request that runs is refused when that one has its answ
   await connection.ended();
 });
 
-test('a caller of CONNECT who hangs up, or never ends its side, is forgotten', async (t) => {
-  const stage = await start(t, { timeouts: { headersMs: 100 } });
+test('a caller of CONNECT who leaves before its answer, or never ends its side, is forgotten', async (t) => {
+  const stage = await start(t, { timeouts: { headersMs: 100 }, run: untilAborted });
   const [gone, lasting] = [await stage.connect(), await stage.connect({ allowHalfOpen: true })];
-  for (const connection of [gone, lasting]) connection.send(connectBytes);
-  gone.hangUp();
+  gone.send(Buffer.concat([chat(), Buffer.from(connectBytes)]));
+  const signal = await until('the turn', () => stage.signals[0]);
+  gone.reset();
+  await until('the abort', () => (signal.aborted ? true : undefined));
+  lasting.send(connectBytes);
   await lasting.answer('the refusal');
   await until('both connections to be closed', () => (stage.connections === 0 ? true : undefined));
 });
@@ -137,18 +141,20 @@ test('a caller who sends a byte now and then is cut off all the same', async (t)
   }
 });
 
-test('a caller who leaves in mid-body is logged once, and nothing runs', async (t) => {
-  const stage = await start(t);
-  const connection = await stage.connect();
-  connection.send(chat().subarray(0, -5));
-  // The server has the first bytes for sure once it has answered somebody who came later.
-  await stage.ask(requestBytes('GET /health'));
-  connection.hangUp();
-  await until('the log line', () => (stage.lines.length > 0 ? true : undefined));
-  await stage.ask(requestBytes('GET /health'));
-  assert.deepEqual(stage.lines.map((line) => [line['level'], line['status']]), [['info', 408]]);
-  assert.deepEqual(stage.requests, []);
-});
+for (const leaving of ['hangUp', 'reset'] as const) {
+  test(`a caller who leaves in mid-body (${leaving}) is logged once, and nothing runs`, async (t) => {
+    const stage = await start(t);
+    const connection = await stage.connect();
+    connection.send(chat().subarray(0, -5));
+    // The server has the first bytes for sure once it has answered somebody who came later.
+    await stage.ask(requestBytes('GET /health'));
+    connection[leaving]();
+    await until('the log line', () => (stage.lines.length > 0 ? true : undefined));
+    await stage.ask(requestBytes('GET /health'));
+    assert.deepEqual(stage.lines.map((line) => [line['level'], line['status']]), [['info', 408]]);
+    assert.deepEqual(stage.requests, []);
+  });
+}
 
 /** Waits until the time for requests is over for everything sent before: one that began later is given up on. */
 async function limitsPass(stage: Stage): Promise<void> {
@@ -265,6 +271,35 @@ test('garbage behind a whole request: that one is still answered, and the connec
   const reply = await connection.answer('the answer to the first request');
   assert.deepEqual([reply.status, JSON.parse(reply.body)], [200, answerJson]);
   assert.doesNotMatch(await connection.ended(), /^HTTP\/1\.1 200/);
+});
+
+test('garbage behind a request that asked for the end of the connection is nobody’s', async (t) => {
+  const stage = await start(t);
+  const connection = await stage.connect();
+  connection.send(Buffer.concat([chat(good, [withKey, asJson, 'Connection: close']), Buffer.from('garbage\r\n\r\n')]));
+  assert.equal((await connection.answer('the answer')).status, 200);
+  assert.equal(await connection.ended(), '');
+  await stage.ask(requestBytes('GET /health'));
+  assert.deepEqual(stage.lines.map(({ event }) => event), ['turn']);
+});
+
+test('a caller who sends garbage without end behind a request that runs costs no memory', async (t) => {
+  const warnings: string[] = [];
+  const onWarning = ({ name }: Error): unknown => warnings.push(name);
+  process.on('warning', onWarning);
+  t.after(() => process.off('warning', onWarning));
+  const turn = latch();
+  const stage = await start(t, { run: () => turn.opened.then(() => answer) });
+  const connection = await stage.connect();
+  connection.send(chat());
+  await until('the turn', () => stage.signals[0]);
+  for (let i = 0; i < 20; i += 1) {
+    connection.send('garbage\r\n\r\n');
+    await stage.ask(requestBytes('GET /health'));
+  }
+  turn.open();
+  assert.equal((await connection.answer('the answer')).status, 200);
+  assert.deepEqual(warnings, [], 'listeners pile up');
 });
 
 test('garbage on a connection that streams does not spoil the stream', async (t) => {

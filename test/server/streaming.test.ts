@@ -142,6 +142,26 @@ test('a stream that waits long for a process shows its head and comment lines, a
   assert.equal((await connection.answer('the next answer')).body, '{"status":"ok"}');
 });
 
+test('a stream that failed at once, behind another answer, is not begun when its time for a head comes', async (t) => {
+  const turn = latch();
+  const stage = await start(t, {
+    timeouts: { headAfterMs: 20 },
+    run: async ({ prompt }) => {
+      if (prompt === 'busy') throw new Problem('busy', 'Later.');
+      await turn.opened;
+      return answer;
+    },
+  });
+  const connection = await stage.connect();
+  connection.send(Buffer.concat([chat(), chat({ ...good, prompt: 'busy' }, streaming)]));
+  await until('the log line', () => stage.lines[0]);
+  const later = await stage.connect();
+  later.send(chat(good, streaming));
+  await later.received('text/event-stream');
+  turn.open();
+  assert.deepEqual([(await connection.answer('the first')).status, (await connection.answer('the second')).status], [200, 503]);
+});
+
 test('an answer that is no stream waits without a head, however long', async (t) => {
   const turn = latch();
   const stage = await start(t, { timeouts: { headAfterMs: 1, heartbeatMs: 1 }, run: () => turn.opened.then(() => answer) });
@@ -293,6 +313,30 @@ test('a slow reader gets every letter in far fewer events, and nobody waits for 
   assert.deepEqual(events.at(-1), { name: 'result', data: answerJson });
   assert.equal(events.filter(({ name }) => ['result', 'error'].includes(name)).length, 1);
   assert.ok(events.length < count / 2, `${events.length} events`);
+});
+
+test('comment lines do not pile up before a reader who takes nothing', async (t) => {
+  const turn = latch();
+  const stage = await start(t, {
+    timeouts: { heartbeatMs: 2 },
+    run: async ({ prompt }, _signal, onEvent) => {
+      onEvent({ type: 'session', sessionId: 's-1' });
+      if (prompt === 'deaf') onEvent({ type: 'delta', text: 'x'.repeat(20_000_000) });
+      await turn.opened;
+      return answer;
+    },
+  });
+  const response = await paused(t, stage.port, JSON.stringify({ ...good, prompt: 'deaf' }));
+  const other = await stage.connect();
+  other.send(chat(good, streaming));
+  await other.received('11\r\n: still working\n\n\r\n'.repeat(50));
+  turn.open();
+  const parts: Buffer[] = [];
+  await within('the whole stream', 20_000, (async () => {
+    for await (const part of response) parts.push(part as Buffer);
+  })());
+  const comments = Buffer.concat(parts).toString().split(': still working').length - 1;
+  assert.ok(comments < 25, `${comments} comment lines`);
 });
 
 for (const accept of ['application/json', 'text/event-stream']) {
