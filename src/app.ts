@@ -7,7 +7,7 @@ import { createClaude, type Claude } from './claude.ts';
 import { endMarked } from './cli/strays.ts';
 import type { Worker } from './cli/worker.ts';
 import type { Config } from './env.ts';
-import { findLogin, logLogin } from './host/login.ts';
+import { findLogin, howToLogIn, logLogin } from './host/login.ts';
 import { lockStateFolder, type Lock } from './host/lock.ts';
 import { defaultCapacity, openMemory } from './host/memory.ts';
 import { createStorageCheck, logStorage } from './host/storage.ts';
@@ -50,6 +50,7 @@ interface Surroundings {
  * Throws StartError when the folder cannot be used or another server has it.
  */
 export async function createApp(config: Config, { log, terminal }: Surroundings): Promise<App> {
+  for (const message of config.warnings) log('warning', 'config', { message });
   const { claude, lock } = await openStateFolder(config);
   const leftovers = await endMarked(claude.markerPrefix);
   if (leftovers > 0) log('warning', 'leftovers', { message: 'ended what an earlier server left running', processes: leftovers });
@@ -68,13 +69,17 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
   const apiKey = config.apiKey ?? randomBytes(32).toString('hex');
   const version = await readVersion();
   const startedAt = performance.now();
-  const healthDetails = async (): Promise<Record<string, unknown>> => ({
-    version,
-    login: (await findLogin(config.childEnv)) ?? null,
-    uptime_seconds: Math.floor((performance.now() - startedAt) / 1000),
-    ...pool.counts(),
-    ...monitor.counts(),
-  });
+  const healthDetails = async (): Promise<Record<string, unknown>> => {
+    const login = (await findLogin(config.childEnv)) ?? null;
+    return {
+      version,
+      login,
+      ...(login === null && { warnings: [howToLogIn] }),
+      uptime_seconds: Math.floor((performance.now() - startedAt) / 1000),
+      ...pool.counts(),
+      ...monitor.counts(),
+    };
+  };
   const auth = createAuth(apiKey);
   const server = createHttpServer({ auth, chat, health, healthDetails, maxBodyBytes, corsOrigins, log });
   const closeConnections = createCloser(server);

@@ -1,12 +1,12 @@
 import { readFile } from 'node:fs/promises';
 import { createApp, StartError } from './app.ts';
 import { ConfigError, machineEnv, parseConfig, type Config } from './env.ts';
+import { platformProblems } from './host/platform.ts';
 import { chooseLogFormat, createLog, outputTo } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
 
 // sysexits.h: a configuration error, on which systemd does not restart, and an internal one.
-const exitConfig = 78;
-const exitBug = 70;
+const exitCodes = { config: 78, bug: 70 } as const;
 // One Ctrl-C comes from the terminal, npm and node --watch each; a person's next one takes longer.
 const sameStopMs = 300;
 
@@ -14,7 +14,6 @@ async function main(): Promise<void> {
   const config = await readConfig();
   const { stdout } = process;
   const log = createLog(chooseLogFormat(process.env['JOURNAL_STREAM'], stdout.isTTY), outputTo(stdout));
-  for (const message of config.warnings) log('warning', 'config', { message });
   const app = await createApp(config, { log, terminal: [stdout, process.stderr].find((stream) => stream.isTTY) });
 
   let stoppedAt: number | undefined;
@@ -36,13 +35,15 @@ async function main(): Promise<void> {
   }
   process.on('uncaughtException', (error) => {
     log('error', 'bug', { message: 'a bug ends the server; please report it', cause: describeBug(error) });
-    exitCode = exitBug;
+    exitCode = exitCodes.bug;
     void end(0);
   });
   await app.listen();
 }
 
 async function readConfig(): Promise<Config> {
+  const problems = platformProblems(process.platform, process.versions.node);
+  if (problems.length > 0) throw new ConfigError(problems);
   const text = await readFile('.env', 'utf8').catch((error: unknown) => {
     if (errorCode(error) === 'ENOENT') return '';
     throw new ConfigError([`.env: cannot be read (${errorCode(error)})`]);
@@ -53,7 +54,7 @@ async function readConfig(): Promise<Config> {
 function fail(error: unknown): never {
   if (!(error instanceof ConfigError || error instanceof StartError)) throw error;
   for (const line of error.message.split('\n')) process.stderr.write(`claude-api: ${line}\n`);
-  process.exit(error instanceof ConfigError ? exitConfig : 1);
+  process.exit(error instanceof ConfigError ? exitCodes.config : 1);
 }
 
 await main().catch(fail);

@@ -20,10 +20,15 @@ export const howToLogIn =
  * be found. Looks at the file anew each time, never opens it for more than that, and never throws.
  */
 export async function findLogin(childEnv: Readonly<Record<string, string>>): Promise<Login | undefined> {
-  const named = [...keyVariables, ...providerSwitches].find((name) => childEnv[name]);
+  const named = keyVariables.find((name) => childEnv[name]) ?? providerSwitches.find((name) => isOn(childEnv[name]));
   if (named !== undefined) return named;
   const readable = await access(loginFilePath(childEnv), constants.R_OK).then(() => true, () => false);
   return readable ? 'credentials file' : undefined;
+}
+
+/** Whether the CLI takes a switch for one that is on (read in 2.1.330). */
+function isOn(value: string | undefined): boolean {
+  return /^\s*(?:1|true|yes|on)\s*$/i.test(value ?? '');
 }
 
 /** Logs where the CLI will find its login, or what to do when it will find none. */

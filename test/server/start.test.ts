@@ -158,3 +158,16 @@ test('a log that nobody reads stops no turn and takes no more memory than it may
   const bytes = before.reduce((sum, line) => sum + JSON.stringify(line).length, 0);
   assert.ok(bytes < 2 * 1024 * 1024, `${bytes} bytes kept`);
 });
+
+test('/health says that there is no login, and how to log in, until there is one', async (t) => {
+  const server = await startServer(t, { CLAUDE_CODE_USE_BEDROCK: '0' });
+  const health = async (): Promise<Record<string, unknown>> => (await (await server.request('/health')).json()) as Record<string, unknown>;
+  const without = await health();
+  assert.equal(without['login'], null);
+  assert.match(String(without['warnings']), /^Claude CLI is not authenticated: /);
+  assert.equal((await server.logged('login'))['level'], 'warning');
+  await mkdir(join(server.home, '.claude'));
+  await writeFile(join(server.home, '.claude/.credentials.json'), '{}');
+  const { login, warnings } = await health();
+  assert.deepEqual([login, warnings], ['credentials file', undefined]);
+});

@@ -25,10 +25,12 @@ const variables = [
   'CLAUDE_CODE_USE_VERTEX',
 ];
 
+const set = (name: string): string => (name.startsWith('CLAUDE_CODE_USE_') ? '1' : 'SECRET');
+
 for (const [i, name] of variables.entries()) {
   test(`${name} wins over what comes after it and over the credentials file`, async (t) => {
     const HOME = await homeWithCredentials(t, '.claude');
-    const env = Object.fromEntries(variables.slice(i).reverse().map((later): [string, string] => [later, 'SECRET']));
+    const env = Object.fromEntries(variables.slice(i).reverse().map((later): [string, string] => [later, set(later)]));
     assert.equal(await findLogin({ ...env, HOME }), name);
   });
 }
@@ -37,6 +39,12 @@ test('an empty variable is no login', async (t) => {
   const HOME = await homeWithCredentials(t);
   assert.equal(await findLogin({ HOME, ANTHROPIC_API_KEY: '', CLAUDE_CODE_OAUTH_TOKEN: '' }), undefined);
   assert.equal(await findLogin({ HOME, ANTHROPIC_API_KEY: '', CLAUDE_CODE_OAUTH_TOKEN: 'SECRET' }), 'CLAUDE_CODE_OAUTH_TOKEN');
+});
+
+test('a provider that is switched off is no login, in the words the CLI knows', async (t) => {
+  const HOME = await homeWithCredentials(t);
+  for (const off of ['0', 'false', 'no', 'off', '', ' ', '2']) assert.equal(await findLogin({ HOME, CLAUDE_CODE_USE_BEDROCK: off }), undefined, off);
+  for (const on of ['1', 'true', 'YES', ' on ']) assert.equal(await findLogin({ HOME, CLAUDE_CODE_USE_BEDROCK: on }), 'CLAUDE_CODE_USE_BEDROCK', on);
 });
 
 test('the credentials file of the service user is found', async (t) => {
