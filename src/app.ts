@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import type { AddressInfo } from 'node:net';
+import type { Server } from 'node:net';
 import { availableParallelism } from 'node:os';
 import { createAuth, offerKey } from './auth.ts';
 import { createClaude, type Claude } from './claude.ts';
@@ -94,7 +94,7 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
         server.on('error', (error: NodeJS.ErrnoException) => reject(new StartError(listenProblem(error, config))));
         server.listen(config.port, config.host, resolve);
       });
-      const { port } = server.address() as AddressInfo;
+      const port = portOf(server);
       log('info', 'listening', { host: config.host, port, version, capacity: pool.counts().capacity });
       if (config.apiKey === undefined) offerKey(apiKey, port, log, terminal);
       await logLogin(config.childEnv, log);
@@ -142,6 +142,12 @@ async function sweepTranscripts({ users }: Claude, keepDays: number, log: Log): 
     const message = 'old dialogues could not be removed: is CLAUDE_STATE_DIR there and writable?';
     log('error', 'sweep_failed', { message, cause: describeBug(error) });
   });
+}
+
+/** Not the one asked for: that may be 0, which is any. */
+function portOf(server: Server): number {
+  const address = server.address();
+  return typeof address === 'object' && address !== null ? address.port : 0;
 }
 
 async function readVersion(): Promise<string> {

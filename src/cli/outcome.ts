@@ -1,5 +1,5 @@
 import { howToLogIn } from '../host/login.ts';
-import { noRoom } from '../host/memory.ts';
+import { machineExhausted } from '../host/memory.ts';
 import { Problem } from '../problem.ts';
 import { claudeNotFound } from './program.ts';
 import type { CliResult } from './protocol.ts';
@@ -81,7 +81,7 @@ export function claudeRateLimited(delayMs: number): Problem {
 export function problemOfEnd(exit: ExitStatus | undefined, hasBegun: boolean): Problem {
   if (exit === undefined) return new Problem('claude_failed', 'The Claude CLI printed something that is not its protocol; try again.');
   if (!hasBegun && isLaunchFailure(exit)) return claudeNotFound('The Claude CLI cannot be run');
-  if (exit.spawnError !== undefined) return noRoom();
+  if (exit.spawnError !== undefined) return machineExhausted();
   const how = exit.signal === null ? `ended with exit code ${exit.code}` : `was ended by ${exit.signal}`;
   return new Problem('claude_failed', `The Claude CLI ${how} before it answered; try again.`);
 }

@@ -2,7 +2,7 @@ import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
-import { noRoom } from '../host/memory.ts';
+import { machineExhausted } from '../host/memory.ts';
 import { problemOfEnd, type ExitStatus } from './outcome.ts';
 import { endMarked, markerName } from './strays.ts';
 import { LineSplitter } from './ndjson.ts';
@@ -56,7 +56,7 @@ export class Worker {
     this.#child = spawnCli(launch);
     this.exited = new Promise((resolve) => this.#watch(resolve));
     // Without a descriptor left there are no pipes either, whatever the types say.
-    if (this.#child.stdin === undefined) throw noRoom();
+    if (this.#child.stdin === undefined) throw machineExhausted();
     // The CLI says nothing before its first message, but it answers this one as soon as it is up (fact 1).
     this.#child.stdin.write(initializeLine);
     const spoke = new Promise<void>((resolve) => this.#child.stdout.once('data', () => resolve()));

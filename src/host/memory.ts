@@ -122,6 +122,6 @@ export function defaultCapacity(memoryBytes: number): number {
 }
 
 /** The problem of a machine that has no process, descriptor or memory left to start a CLI. */
-export function noRoom(): Problem {
+export function machineExhausted(): Problem {
   return new Problem('busy', 'The machine has no room to start the Claude CLI at the moment; try again.', { retryAfterSeconds: 5 });
 }

@@ -2,7 +2,7 @@ import { accessSync, constants, statfsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Log } from '../log.ts';
 import { describeBug, errorCode, Problem, toProblem } from '../problem.ts';
-import { noRoom } from './memory.ts';
+import { machineExhausted } from './memory.ts';
 
 // As much as a long turn may add to a dialogue: with less no turn begins.
 const leastFreeBytes = 16 * 1024 * 1024;
@@ -40,12 +40,16 @@ export function logStorage(checkStorage: () => void, log: Log): void {
 /** The problem of a file or folder that cannot be used. The cause, for the log, says what to do; no path is in it. */
 export function storageUnavailable(error: unknown): Problem {
   const code = errorCode(error);
-  if (code === 'EMFILE' || code === 'ENFILE') return noRoom();
-  const remedy = code === undefined ? (error as Error).message : `${remedies[code] ?? 'look after its disk'} (${code})`;
+  if (code === 'EMFILE' || code === 'ENFILE') return machineExhausted();
   return new Problem('storage_unavailable', 'The server cannot store dialogues at the moment, as its log says; try again later.', {
     retryAfterSeconds: 10,
-    cause: new Error(`CLAUDE_STATE_DIR: ${remedy}`),
+    cause: new Error(`CLAUDE_STATE_DIR: ${remedyOf(error, code)}`),
   });
+}
+
+function remedyOf(error: unknown, code: string | undefined): string {
+  if (code !== undefined) return `${remedies[code] ?? 'look after its disk'} (${code})`;
+  return error instanceof Error ? error.message : String(error);
 }
 
 const remedies: Readonly<Record<string, string>> = {

@@ -1,0 +1,48 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Problem } from '../../src/problem.ts';
+import { createShutdown } from '../../src/shutdown.ts';
+
+/** A shutdown, what it did in order, and the end of the turns it waits for. */
+function makeShutdown(): { shutdown: ReturnType<typeof createShutdown>; steps: string[]; closing: AbortController; endTurns: () => void } {
+  const steps: string[] = [];
+  const closing = new AbortController();
+  let endTurns = (): void => {};
+  const turns = new Promise<void>((resolve) => (endTurns = resolve));
+  const shutdown = createShutdown({
+    pool: { close: () => turns.then(() => void steps.push('pool closed')) },
+    endProcesses: async () => void steps.push('processes ended'),
+    closeConnections: async (graceMs) => void steps.push(`connections closed within ${Math.ceil(graceMs / 1000)} s`),
+    closing,
+  });
+  return { shutdown, steps, closing, endTurns };
+}
+
+test('a drain waits for the turns, and then ends the processes and last the connections', async () => {
+  const { shutdown, steps, closing, endTurns } = makeShutdown();
+  const drained = shutdown.drain(60_000);
+  assert.deepEqual(steps, []);
+  endTurns();
+  await drained;
+  assert.deepEqual(steps, ['pool closed', 'processes ended', 'connections closed within 60 s']);
+  assert.equal(closing.signal.aborted, false);
+});
+
+test('a drain interrupts the turns that take longer than they may, and answers have 2 s all the same', async () => {
+  const { shutdown, steps, closing, endTurns } = makeShutdown();
+  closing.signal.addEventListener('abort', endTurns);
+  await shutdown.drain(0);
+  const { reason } = closing.signal as { reason: unknown };
+  assert.ok(reason instanceof Problem);
+  assert.deepEqual([reason.code, reason.extras.retryAfterSeconds], ['shutting_down', 10]);
+  assert.equal(steps.at(-1), 'connections closed within 2 s');
+});
+
+test('to quit is to end the processes and to wait for nothing else, also during a drain', async () => {
+  const { shutdown, steps, endTurns } = makeShutdown();
+  const drained = shutdown.drain(60_000);
+  await shutdown.quit();
+  assert.deepEqual(steps, ['processes ended']);
+  endTurns();
+  await drained;
+});
