@@ -33,6 +33,7 @@ again=''          # main: this very command, for messages
 # What is found, each by the function named
 scratch=''        # main: a temporary folder, gone at the end
 changed=false     # step: whether something was done
+gone_back=false   # go_back: whether it was undone again
 installed_user='' # find_user: of the unit that is there
 group=''          # find_user: the user's
 home=''           # find_user: the user's
@@ -155,10 +156,10 @@ clean_up() {
 }
 
 say_what_is_left() {
-  if $changed; then
-    echo "The steps above were completed and are kept. To go on: $again. To remove all of it, add --purge." >&2
-  else
+  if ! $changed; then
     echo 'Nothing was changed.' >&2
+  elif ! $gone_back; then
+    echo "The steps above were completed and are kept. To go on: $again. To remove all of it, add --purge." >&2
   fi
   if [ -n "$before" ] && [ "$(readlink "$app/current")" = "$before" ] && systemctl is-active --quiet claude-api; then
     echo 'The service runs as before.' >&2
@@ -485,6 +486,7 @@ switch_over() {
 go_back() {
   say 'going back to the previous version'
   activate "$(readlink "$app/previous")"
+  gone_back=true
   await_health || warn 'it does not answer either'
   rm -f "$app/previous"
   remove_old

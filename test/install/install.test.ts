@@ -142,7 +142,7 @@ onMachine('an update that fails leaves the old version running', async (machine)
   await machine.must('rm /run/stub/npm-fails');
   // Built, but it does not come up. The old one is of a version that had no ask.js, as 0.1.0.
   await machine.must(`rm ${app}/current/dist/ask.js`);
-  await fails('echo "console.error(\'broken at start\'); process.exit(1);" > /root/broken/src/main.ts', /broken at start(?![^]*it does not answer either)[^]*the old one runs again/);
+  await fails('echo "console.error(\'broken at start\'); process.exit(1);" > /root/broken/src/main.ts', /broken at start(?![^]*it does not answer either)[^]*the old one runs again\nThe service runs as before\.\n$/);
   await unchanged();
   // The CLI of the new version cannot be had, or does not run.
   await fails('sed -i "s/^claude_version=.*/claude_version=2.1.999/" /root/broken/install.sh; echo 2.1.999 > /run/stub/npm-fails', /npm install @anthropic-ai\/claude-code@2.1.999 failed/);
