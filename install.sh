@@ -427,7 +427,8 @@ END
 check_settings() {
   local settings at_host at_port
   if $dry_run; then return; fi
-  settings="$(ask settings)" || die "the server would not start with $app/.env: $(cat "$scratch/asked")"
+  settings="$(ask settings)" || die "the server would not start with $app/.env:"$'\n'"$(cat "$scratch/asked")"
+  sed 's/^/install.sh: /' "$scratch/asked" >&2
   read -r at_host at_port <<<"$settings"
   [ "${host:-$at_host}" = "$at_host" ] || die "--host counts for a new .env only: set HOST=$host in $app/.env"
   [ "${port:-$at_port}" = "$at_port" ] || die "--port counts for a new .env only: set PORT=$port in $app/.env"
@@ -579,18 +580,18 @@ remove_service() {
     rm -rf "$app/current" "$app/current.new" "$app/previous" "$app/releases" "$app/cli" "$app/node"
   fi
   if [ "$action" = purge ]; then purge; return; fi
-  say "what stays: $app/.env, the dialogues in $state and $home/.claude, the login, the user $user, and packages that apt installed"
+  say "what stays: $app/.env, the dialogues in $state, the login in $home/.claude, the user $user, and packages that apt installed"
   say "install.sh --user $user goes on with them; install.sh --user $user --purge removes all but the packages"
 }
 
 purge() {
-  if step "remove $app and $state"; then rm -rf "$app" "$state" "$unit.d"; fi
+  if step "remove $app, and the dialogues in $state"; then rm -rf "$app" "$state" "$unit.d"; fi
   if ! user_exists; then return; fi
   if ! is_our_user; then
-    say "the user $user was not made by install.sh and stays, with $home and the dialogues and login in $home/.claude"
+    say "the user $user was not made by install.sh and stays, with $home and the login in $home/.claude"
     return
   fi
-  step "remove the user $user with $home, its login and dialogues" || return 0
+  step "remove the user $user with $home and its login" || return 0
   # A user who has a process left, of an interactive login say, cannot be removed.
   for _ in {1..20}; do
     [ -n "$(find /proc -maxdepth 1 -user "$user" -print -quit 2>/dev/null)" ] || break

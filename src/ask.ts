@@ -7,7 +7,7 @@ import { ConfigError, machineEnv, parseConfig, type Config } from './env.ts';
 // What a script wants to know of the server whose .env lies in the working directory, by the server's own rules. An entry
 // of its own beside main.ts: install.sh and the image's health check run it.
 const usage = `usage: node dist/ask.js settings|health [-]
-  settings   prints HOST and PORT; fails where the server would not start, or would make a key for each run
+  settings   prints HOST and PORT, and warnings to stderr; fails where the server would not start, or would make a key for each run
   health     prints the server's URL and the kind of its login, once it answers and its CLI runs
   -          takes more of the environment from stdin, in the form of /proc/PID/environ`;
 
@@ -17,11 +17,15 @@ const exitConfig = 78;
 const answerTimeoutMs = 3000;
 
 async function main([question, source = '', ...others]: readonly string[]): Promise<void> {
-  if ((question !== 'settings' && question !== 'health') || !/^-?$/.test(source) || others.length > 0) return fail(exitUsage, [usage]);
+  if ((question !== 'settings' && question !== 'health') || !/^-?$/.test(source) || others.length > 0) return fail(exitUsage, usage);
   const config = readConfig(source === '-' ? parseEnviron(readFileSync(0, 'utf8')) : {});
   if (question === 'health') return console.log(urlOf(config), await askLogin(config));
-  if (config.apiKey !== undefined) return console.log(config.host, config.port);
-  fail(exitConfig, [`CLAUDE_API_KEY: missing; add the line CLAUDE_API_KEY=${randomBytes(32).toString('hex')}`]);
+  if (config.apiKey === undefined) {
+    const line = `CLAUDE_API_KEY=${randomBytes(32).toString('hex')}`;
+    throw new ConfigError([`CLAUDE_API_KEY: missing; add the line ${line}`], config.warnings);
+  }
+  console.log(config.host, config.port);
+  for (const warning of config.warnings) console.error(`warning: ${warning}`);
 }
 
 function parseEnviron(environ: string): Record<string, string> {
@@ -63,12 +67,11 @@ function getHealth(config: Config): Promise<IncomingMessage> {
   });
 }
 
-function fail(status: number, problems: readonly string[]): void {
-  for (const problem of problems) console.error(problem);
+function fail(status: number, message: string): void {
+  console.error(message);
   process.exitCode = status;
 }
 
 await main(process.argv.slice(2)).catch((error: unknown) => {
-  if (error instanceof ConfigError) return fail(exitConfig, [error.message]);
-  fail(1, [error instanceof Error ? error.message : String(error)]);
+  fail(error instanceof ConfigError ? exitConfig : 1, error instanceof Error ? error.message : String(error));
 });

@@ -196,7 +196,7 @@ onMachine('what goes wrong at each step of a first run is said, with what remain
 onMachine('a .env that the server would not start with is refused before anything takes effect', async (machine) => {
   await machine.must(`echo PORT=80a > /root/copy/.env`);
   const noKey = await machine.run(install);
-  assert.deepEqual([noKey.status, /the server would not start with \S+\.env: PORT: expected a whole number/.test(noKey.stderr)], [1, true], noKey.stderr);
+  assert.deepEqual([noKey.status, /the server would not start with \S+\.env:\nPORT: expected a whole number/.test(noKey.stderr)], [1, true], noKey.stderr);
   await machine.must(`echo PORT=9100 > ${app}/.env`);
   assert.match((await machine.run(install)).stderr, /CLAUDE_API_KEY: missing; add the line CLAUDE_API_KEY=[0-9a-f]{64}\n/);
   assert.equal(await machine.must('grep -c ^restart /run/stub/calls || true'), '0');
@@ -205,7 +205,10 @@ onMachine('a .env that the server would not start with is refused before anythin
   await machine.must(`kill $(cat /run/stub/other) && ${install}`);
 
   const [pid, release] = [await machine.must('cat /run/stub/pid'), await machine.must(`readlink ${app}/current`)];
-  await machine.must(`echo CLAUDE_TOOLS='"open' >> ${app}/.env && echo '// new' >> /root/copy/src/main.ts`);
+  // What is doubtful is said, and no more than that.
+  const doubtful = await machine.run(`echo PRT=9200 >> ${app}/.env && ${install}`);
+  assert.deepEqual([doubtful.status, /^install\.sh: warning: PRT in \.env is neither a setting/m.test(doubtful.stderr)], [0, true], doubtful.stderr);
+  await machine.must(`sed -i '$d' ${app}/.env && echo CLAUDE_TOOLS='"open' >> ${app}/.env && echo '// new' >> /root/copy/src/main.ts`);
   const update = await machine.run(install);
   assert.match(update.stderr, /\.env line 3: expected a closing "[^]*The service runs as before/);
   assert.deepEqual([await machine.must('cat /run/stub/pid'), await machine.must(`readlink ${app}/current`)], [pid, release]);
@@ -220,7 +223,7 @@ onMachine('--uninstall keeps .env, login and dialogues, --purge keeps nothing', 
   const key = await machine.must(readKey);
 
   const said = await machine.must(`${app}/current/install.sh --uninstall`);
-  assert.match(said, /what stays: \/home\/claude\/claude-api\/\.env, the dialogues in \/var\/lib\/claude-api and \/home\/claude\/\.claude, the login, the user claude/);
+  assert.match(said, /what stays: \/home\/claude\/claude-api\/\.env, the dialogues in \/var\/lib\/claude-api, the login in \/home\/claude\/\.claude, the user claude/);
   assert.equal(await machine.must(`ls -A ${app}`), '.env');
   assert.equal(await machine.must('pgrep -u claude | wc -l'), '0');
   assert.equal(await machine.must('ls /etc/systemd/system/claude-api.service 2>&1 | wc -l; test ! -e /run/stub/enabled && echo off'), '1\noff');
@@ -323,7 +326,7 @@ onMachine('a folder with blanks, another port, and a .env of the operator', asyn
 });
 
 onMachine('a user that is there already serves, and survives --purge', async (machine) => {
-  await machine.must('useradd --create-home bob && echo mine > /home/bob/file && useradd -d "/home/with blank" -m carol && useradd -d /nonexistent dave');
+  await machine.must('useradd --create-home bob && echo mine > /home/bob/file && useradd -d "/home/with blank" -m carol && useradd -M -d /home/gone dave');
   await machine.must(`${install} --user bob`);
   assert.equal(await machine.must('ps -o user= -p $(cat /run/stub/pid); stat -c %U:%G /home/bob /opt/claude-api'), 'bob\nbob:bob\nroot:root');
   const other = await machine.run(`${install} --user claude`);

@@ -66,6 +66,14 @@ test('settings: all that keeps the server from starting is named, without values
   assert.deepEqual(await ask(t, { args: ['settings'], envFile: `A=b\nCLAUDE_API_KEY="${key}\n` }), { status: 78, stdout: '', stderr: '.env line 2: expected a closing "\n' });
 });
 
+test('settings: what is doubtful is told on stderr, whether the server would start or not', async (t) => {
+  const envFile = `PRT=9100\nCLAUDE_API_KEY=${key}\n`;
+  const doubtful = await ask(t, { args: ['settings'], envFile });
+  assert.deepEqual([doubtful.status, doubtful.stdout], [0, '0.0.0.0 8001\n']);
+  assert.match(doubtful.stderr, /^warning: PRT [^\n]+\n$/);
+  assert.match((await ask(t, { args: ['settings'], envFile: `${envFile}PORT=80a\n` })).stderr, /^warning: PRT [^\n]+\nPORT: expected [^\n]+\n$/);
+});
+
 test('settings: a missing key is a problem, since an installed server needs a lasting one; a fresh one is offered', async (t) => {
   const [first, second] = await Promise.all([ask(t, { args: ['settings'], envFile: 'PORT=9100\n' }), ask(t, { args: ['settings'] })]);
   for (const { status, stderr } of [first, second]) {
