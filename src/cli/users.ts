@@ -51,9 +51,10 @@ export async function openUsers(stateDir: string): Promise<Users> {
       try {
         // Not the parents of all: where these are gone, others must not come up in the place of a disk that is not mounted.
         for (const path of [folder, ...Object.values(paths), join(folder, 'turns')]) await makeFolder(path);
-        const identity = identityOf(Object.values(paths));
+        const all = [folder, ...Object.values(paths)];
+        const identity = identityOf(all);
         if (identity === undefined) throw new Error('something else lies where a folder of a user should be: remove it');
-        return { ...paths, isUnchanged: () => identityOf(Object.values(paths)) === identity };
+        return { ...paths, isUnchanged: () => identityOf(all) === identity };
       } catch (error) {
         throw storageUnavailable(error);
       }
@@ -61,13 +62,19 @@ export async function openUsers(stateDir: string): Promise<Users> {
 
     hasSession(userId, sessionId) {
       if (!uuidPattern.test(sessionId)) return false;
+      const path = join(root, String(userId));
       let folder: Folder | undefined;
+      let isTheirs = false;
       try {
-        folder = Folder.open(join(root, String(userId)), transcripts);
+        // The server's own: where it cannot be opened that is no end user's doing, and no reason to forget a session.
+        Folder.open(path).close();
+        isTheirs = true;
+        folder = Folder.open(path, transcripts);
         const entry = folder.stat(`${sessionId}.jsonl`);
         return entry.isFile() && entry.size > 0;
       } catch (error) {
-        if (notThere.has(errorCode(error) ?? '')) return false;
+        const code = errorCode(error) ?? '';
+        if (code === 'ENOENT' || (isTheirs && notThere.has(code))) return false;
         throw storageUnavailable(error);
       } finally {
         folder?.close();
@@ -131,8 +138,12 @@ async function makeFolder(path: string): Promise<void> {
   });
 }
 
-/** Device and inode of each; undefined when one is not there, or no folder. */
+/** Device and inode of each; undefined when one is not there, no folder, or not to be looked at. */
 function identityOf(paths: readonly string[]): string | undefined {
-  const entries = paths.map((path) => lstatSync(path, { throwIfNoEntry: false }));
-  return entries.every((entry) => entry?.isDirectory()) ? entries.map((entry) => `${entry?.dev}:${entry?.ino}`).join(' ') : undefined;
+  try {
+    const entries = paths.map((path) => lstatSync(path));
+    return entries.every((entry) => entry.isDirectory()) ? entries.map(({ dev, ino }) => `${dev}:${ino}`).join(' ') : undefined;
+  } catch {
+    return undefined;
+  }
 }

@@ -56,6 +56,8 @@ const remedies: Readonly<Record<string, string>> = {
   EACCES: 'let the user the server runs as write there',
   EPERM: 'let the user the server runs as write there',
   EROFS: 'its disk is mounted read-only',
+  ELOOP: 'a link lies where a folder of a user should be: remove it',
+  ENOTDIR: 'a file lies where a folder of a user should be: remove it',
   ENOENT: 'the folder is gone: put it back, or restart the server to begin with an empty one',
   ENOSPC: 'its disk is full: make room',
   EDQUOT: 'its disk quota is used up: make room',

@@ -91,6 +91,31 @@ test('a folder that was removed, replaced or swapped for a link is noticed', asy
   }
 });
 
+test('a user’s folder that cannot be looked into any more counts as another, and does not throw', async (t) => {
+  const { users, root } = await makeUsers(t);
+  const folders = await users.prepare(7);
+  renameSync(join(root, '7'), join(root, '7.away'));
+  symlinkSync('7', join(root, '7'));
+  assert.equal(folders.isUnchanged(), false);
+});
+
+test('a link in the place of all that is of a user is no folder to work in', async (t) => {
+  const { users, root } = await makeUsers(t);
+  await users.prepare(8);
+  symlinkSync('8', join(root, '7'));
+  await assert.rejects(users.prepare(7), { code: 'storage_unavailable' });
+});
+
+test('a user’s folder that the server cannot open is trouble of the server’s, and no unknown session', async (t) => {
+  const { users, root } = await makeUsers(t);
+  writeTranscript(root, 8, id);
+  for (const put of [(path: string) => symlinkSync('8', path), (path: string) => writeFileSync(path, '')]) {
+    put(join(root, '7'));
+    assert.throws(() => users.hasSession(7, id), { code: 'storage_unavailable' });
+    rmSync(join(root, '7'));
+  }
+});
+
 test('a session is whose transcript lies in the folder, and nobody else’s', async (t) => {
   const { users, root } = await makeUsers(t);
   await users.prepare(1);
