@@ -1,4 +1,4 @@
-import { lstatSync } from 'node:fs';
+import { accessSync, constants, lstatSync } from 'node:fs';
 import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Folder } from '../host/folder.ts';
@@ -15,7 +15,7 @@ export interface UserFolders {
   /** Where Claude works. */
   readonly work: string;
   readonly tmp: string;
-  /** Whether all of them are still the ones they were: none removed, none replaced. Asks the kernel each time. */
+  /** Whether all of them are still the ones they were, none removed, replaced or closed to the server. Asks the kernel each time. */
   isUnchanged(): boolean;
 }
 
@@ -53,8 +53,7 @@ export async function openUsers(stateDir: string): Promise<Users> {
         for (const path of [folder, ...Object.values(paths), join(folder, 'turns')]) await makeFolder(path);
         const all = [folder, ...Object.values(paths)];
         const identity = identityOf(all);
-        if (identity === undefined) throw new Error('something else lies where a folder of a user should be: remove it');
-        return { ...paths, isUnchanged: () => identityOf(all) === identity };
+        return { ...paths, isUnchanged: () => isStill(identity, all) };
       } catch (error) {
         throw storageUnavailable(error);
       }
@@ -138,12 +137,21 @@ async function makeFolder(path: string): Promise<void> {
   });
 }
 
-/** Device and inode of each; undefined when one is not there, no folder, or not to be looked at. */
-function identityOf(paths: readonly string[]): string | undefined {
+/** Device and inode of each. Throws when one is not there, no folder, or not to be used, which would look like a CLI that does not run. */
+function identityOf(paths: readonly string[]): string {
+  const identities = paths.map((path) => {
+    const entry = lstatSync(path);
+    if (!entry.isDirectory()) throw new Error('something else lies where a folder of a user should be: remove it');
+    accessSync(path, constants.R_OK | constants.W_OK | constants.X_OK);
+    return `${entry.dev}:${entry.ino}`;
+  });
+  return identities.join(' ');
+}
+
+function isStill(identity: string, paths: readonly string[]): boolean {
   try {
-    const entries = paths.map((path) => lstatSync(path));
-    return entries.every((entry) => entry.isDirectory()) ? entries.map(({ dev, ino }) => `${dev}:${ino}`).join(' ') : undefined;
+    return identityOf(paths) === identity;
   } catch {
-    return undefined;
+    return false;
   }
 }

@@ -99,6 +99,17 @@ test('a user’s folder that cannot be looked into any more counts as another, a
   assert.equal(folders.isUnchanged(), false);
 });
 
+test('a folder that its user closed to everybody is no folder to work in', { skip: process.getuid?.() === 0 && 'root reads everything' }, async (t) => {
+  const { users, root } = await makeUsers(t);
+  for (const name of ['home', 'work', 'tmp']) {
+    const folders = await users.prepare(7);
+    chmodSync(join(root, '7', name), 0o000);
+    assert.equal(folders.isUnchanged(), false, name);
+    await assert.rejects(users.prepare(7), { code: 'storage_unavailable' }, name);
+    chmodSync(join(root, '7', name), 0o700);
+  }
+});
+
 test('a link in the place of all that is of a user is no folder to work in', async (t) => {
   const { users, root } = await makeUsers(t);
   await users.prepare(8);
