@@ -117,12 +117,15 @@ class TurnedAway extends Error {
   }
 }
 
+const outOfTurn = new TurnedAway(429, 'rate_limit_error', 'Too much of this turn was refused.');
 const outOfTokens = new TurnedAway(429, 'rate_limit_error', 'This user has had the tokens of the day.');
 
 /** The way to the API broke; the cause is the system's error. */
 class Broken extends Error {}
 
 function checkHead(turn: ApiTurn, req: IncomingMessage): Target {
+  // Neither work nor lines of the log for whoever goes on and on until the turn is ended.
+  if (turn.isSpoilt) throw outOfTurn;
   if (!turn.countRequest()) throw new Refused('more requests than a turn may have');
   const target = targetOf(req);
   if (target === undefined) throw new Refused('another address of the API');

@@ -72,6 +72,11 @@ export class ApiTurn {
     if (this.#refusals === maxRefusals) this.#limits.onTooManyRefusals();
   }
 
+  /** Whether nothing of this turn is looked at any more; its owner has been told to end it. */
+  get isSpoilt(): boolean {
+    return this.#refusals >= maxRefusals;
+  }
+
   hasTokensLeft(): boolean {
     const hasLeft = this.#limits.hasTokensLeft?.() ?? true;
     this.#isOutOfTokens ||= !hasLeft;

@@ -137,12 +137,14 @@ test('a turn has so many requests and no more, and twenty refusals end it once',
   const socket = await stage.openInTurn({ maxRequests: 3, logFields: { user: 7 } });
   const statuses = [];
   for (let i = 0; i < 24; i += 1) statuses.push((await ask(socket)).status);
-  assert.deepEqual(statuses, [200, 200, 200, ...Array<number>(21).fill(402)]);
+  assert.deepEqual(statuses, [200, 200, 200, ...Array<number>(20).fill(402), 429]);
   assert.equal(stage.recorded.length, 3);
   assert.equal(stage.refusals.turnsEnded, 1);
   const { level, event, user, what } = stage.lines[0] ?? assert.fail('nothing in the log');
   assert.deepEqual([level, event, user, what], ['warning', 'api_refused', 7, 'more requests than a turn may have']);
-  assert.deepEqual([socket.endTurn().refusals], [21]);
+  assert.equal(stage.lines.length, 20, 'the log is not flooded');
+  const { refusals, requests } = socket.endTurn();
+  assert.deepEqual([refusals, requests], [20, 23]);
 });
 
 test('a user without tokens left for the day is turned away, counting tokens aside', async (t) => {
