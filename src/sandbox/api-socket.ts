@@ -57,21 +57,19 @@ export async function openSocket(parts: ProxyParts, folder: string): Promise<Pro
   await listen(server, path);
   server.on('error', () => {}); // a connection that could not be taken is the client's failure
 
-  const endTurn = (): TurnReport => {
-    if (turn === undefined) throw new Error('there is no turn');
-    const report = turn.end();
-    turn = undefined;
-    return report;
-  };
   return {
     path,
     beginTurn(limits) {
       if (turn !== undefined) throw new Error('there is a turn already');
       turn = new ApiTurn(limits);
     },
-    endTurn,
+    endTurn() {
+      if (turn === undefined) throw new Error('there is no turn');
+      const report = turn.end();
+      turn = undefined;
+      return report;
+    },
     async close() {
-      if (turn !== undefined) endTurn();
       server.close();
       server.closeAllConnections();
       await rm(path, { force: true }).catch(() => {});

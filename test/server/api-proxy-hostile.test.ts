@@ -255,6 +255,16 @@ function liveBytes(): number {
   return process.memoryUsage().heapUsed;
 }
 
+test('a process with large bodies that drip leaves memory for those of others', async (t) => {
+  const { stage } = await setCountingStage(t);
+  const hostile = await stage.openInTurn();
+  const drips = await Promise.all([1, 2, 3].map(() => stage.connect(hostile)));
+  for (const connection of drips) void connection.send(requestBytes('POST /v1/messages', [`Content-Length: ${16 * mib}`], '{'));
+  await until('the first to hold its memory', () => (process.memoryUsage().arrayBuffers > 16 * mib ? true : undefined));
+  assert.equal(await within('an answer meanwhile', 5_000, pour(await stage.openInTurn(), 10 * mib, 'x')), 200);
+  for (const connection of drips) connection.hangUp();
+});
+
 test('ten thousand requests leave nothing behind', async (t) => {
   const stage = await setStage(t);
   const socket = await stage.openInTurn({ maxRequests: 20_000 });

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { stat } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { chmod, mkdir, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { socketPathProblem } from '../../src/sandbox/api-socket.ts';
 import { ask, countPath, events, fail, messageBody, sayOk, setStage, stream, type Script } from '../api-stage.ts';
@@ -119,6 +119,47 @@ test('a client that hangs up ends its request to the API and pays for what it ha
   assert.equal(lastFailure, undefined);
 });
 
+test('a client that hangs up before the first word pays for its prompt', async (t) => {
+  const stage = await setStage(t);
+  let closed = 0;
+  for (const hasHead of [false, true]) {
+    stage.script = (res) => {
+      res.on('close', () => (closed += 1));
+      if (hasHead) res.writeHead(200, { 'content-type': 'text/event-stream' }).flushHeaders();
+    };
+    const socket = await stage.openInTurn();
+    const connection = await stage.connect(socket);
+    void connection.send(requestBytes('POST /v1/messages', [], messageBody({ stream: true, system: 'x'.repeat(4000) })));
+    if (hasHead) await connection.received('text/event-stream');
+    else await until('the request', () => stage.recorded[0]);
+    connection.hangUp();
+    await until('the end of the request', () => (closed > Number(hasHead) ? true : undefined));
+    const { tokens: spent, lastFailure } = socket.endTurn();
+    assert.ok(spent.input >= 1000 && spent.input < 1050, JSON.stringify(spent));
+    assert.equal(lastFailure, undefined);
+  }
+});
+
+test('a turn may end between the last word of a message and the end of its stream', async (t) => {
+  const stage = await setStage(t);
+  let open: Parameters<Script>[0] | undefined;
+  stage.script = (res) => {
+    open = res;
+    res.writeHead(200, { 'content-type': 'text/event-stream' }).write(events.join(''));
+  };
+  const socket = await stage.openInTurn();
+  const connection = await stage.connect(socket);
+  void connection.send(requestBytes('POST /v1/messages', [], messageBody({ stream: true })));
+  await connection.received('message_stop"}');
+  assert.deepEqual(socket.endTurn().tokens, tokens);
+  open?.end();
+  assert.equal((await connection.answer('the end of the stream')).status, 200);
+  socket.beginTurn(stage.limits());
+  stage.script = sayOk;
+  void connection.send(requestBytes('POST /v1/messages', [], messageBody()));
+  assert.equal((await connection.answer('the next turn')).status, 200);
+});
+
 test('at most four requests of a process are under way; the others wait for their turn', async (t) => {
   const waiting: Parameters<Script>[0][] = [];
   const stage = await setStage(t, { script: (res) => waiting.push(res) });
@@ -185,6 +226,13 @@ test("a socket's folder and socket are its user's alone, and gone when it is clo
   const stage = await setStage(t);
   const socket = await stage.openInTurn();
   assert.equal((await stat(dirname(socket.path))).mode & 0o777, 0o700);
+  // One that is there already, and open to others.
+  const folder = join(dirname(socket.path), '../open-to-all');
+  await mkdir(folder);
+  await chmod(folder, 0o755);
+  const second = await stage.proxy?.open(folder);
+  assert.equal((await stat(folder)).mode & 0o777, 0o700);
+  await second?.close();
   assert.equal((await stat(socket.path)).mode & 0o777, 0o600);
   const pending = ask(socket).then(() => 'answered', () => 'broken');
   stage.script = () => {};

@@ -99,6 +99,21 @@ test('a model goes through by its name, by the family the operator named, or all
   for (const model of [null, 7, ['claude-sonnet-5-5'], {}]) assert.match(String(asked(model)), /^the model (object|number)$/);
 });
 
+test('a body may have some depth and some values, and be in UTF-8', () => {
+  const nested = (depth: number): Json => JSON.parse(`${'{"a":'.repeat(depth)}1${'}'.repeat(depth)}`) as Json;
+  assert.equal(refusalOf({ metadata: nested(99) }), undefined);
+  assert.equal(refusalOf({ metadata: nested(100) }), 'a body of too many values');
+  const deep = Buffer.from(`{"model":${'{"a":'.repeat(40_000)}1${'}'.repeat(40_001)}`);
+  assert.deepEqual(checkBody(deep, 'messages', rules), { refused: 'a body of too many values' });
+  assert.equal(refusalOf({ messages: Array<number>(499_000).fill(1) }), undefined);
+  assert.equal(refusalOf({ messages: Array<number>(501_000).fill(1) }), 'a body of too many values');
+  const bytes = Buffer.from(JSON.stringify({ model: 'claude-sonnet-5-5', system: 'xx' }));
+  assert.ok('textLength' in checkBody(bytes, 'messages', rules));
+  // A quotation mark in two bytes where one would do, which some readers take for one.
+  bytes.set([0xc0, 0xa2], bytes.indexOf('xx'));
+  assert.deepEqual(checkBody(bytes, 'messages', rules), { refused: 'a body that is no JSON object' });
+});
+
 test('the letters of all texts are counted, files in base64 left out', () => {
   const body = { model: 'claude-sonnet-5-5', ...inMessage({ type: 'text', text: 'x'.repeat(1000) }, image({ type: 'base64', data: 'A'.repeat(5000) })) };
   const verdict = checkBody(Buffer.from(JSON.stringify(body)), 'messages', rules);
