@@ -24,6 +24,7 @@ const kinds = {
   claude_not_found: [503, 'The Claude CLI cannot be run'],
   claude_too_old: [503, 'The Claude CLI is too old'],
   claude_not_authenticated: [503, 'The Claude CLI is not logged in'],
+  sandbox_unavailable: [503, 'The sandbox could not be made'],
   storage_unavailable: [503, 'The server cannot store dialogues'],
   claude_overloaded: [503, 'Anthropic is overloaded'],
   claude_timeout: [504, 'Claude took too long'],

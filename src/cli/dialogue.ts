@@ -40,14 +40,19 @@ const maxCostUsd = 1000;
  */
 export class Dialogue {
   readonly #sessionId: string;
+  readonly #isSandboxed: boolean;
   readonly #onGivenUp: () => void;
   #turn: Turn | undefined;
   #hasBegun = false;
   #isSound = true;
 
-  /** `onGivenUp` is called when a turn is not worth its wait. */
-  constructor(sessionId: string, onGivenUp: () => void) {
+  /**
+   * `isSandboxed`: an end user may speak in the CLI's place, so that what concerns everybody is not taken from it.
+   * `onGivenUp` is called when a turn is not worth its wait.
+   */
+  constructor(sessionId: string, isSandboxed: boolean, onGivenUp: () => void) {
     this.#sessionId = sessionId;
+    this.#isSandboxed = isSandboxed;
     this.#onGivenUp = onGivenUp;
   }
 
@@ -85,8 +90,7 @@ export class Dialogue {
       case 'api_retry':
         turn.trouble.lastRetry = event;
         if (event.status === 429 && event.delayMs > maxRateLimitWaitMs) {
-          turn.givenUp ??= claudeRateLimited(event.delayMs);
-          this.#onGivenUp();
+          this.giveUp(claudeRateLimited(event.delayMs));
         }
         return;
       case 'limit_reached':
@@ -104,10 +108,20 @@ export class Dialogue {
     }
   }
 
-  /** Ends the turn that will get no result line, if there is one; no other may begin. `cause` is for the log. */
-  fail(exit: ExitStatus | undefined, cause: string | undefined): void {
+  /** Has the turn that goes on end with this problem, whatever the CLI still says. */
+  giveUp(problem: Problem): void {
+    if (this.#turn === undefined) return;
+    this.#turn.givenUp ??= problem;
+    this.#onGivenUp();
+  }
+
+  /**
+   * Ends the turn that will get no result line, if there is one; no other may begin. `cause` is for the log;
+   * `sandboxProblem`: why there was no CLI at all.
+   */
+  fail(exit: ExitStatus | undefined, cause: string | undefined, sandboxProblem?: Problem): void {
     this.#isSound = false;
-    const problem = this.#turn?.givenUp ?? problemOfEnd(exit, this.#hasBegun);
+    const problem = this.#turn?.givenUp ?? sandboxProblem ?? problemOfEnd(exit, this.#hasBegun || this.#isSandboxed);
     this.#settle({ costUsd: 0, outcome: { problem: problem.with({ cause }) } });
   }
 
@@ -115,10 +129,7 @@ export class Dialogue {
     this.#requireOwn(sessionId);
     this.#hasBegun = true;
     turn.wasHeard = true;
-    if (isTooOld(version)) {
-      turn.givenUp ??= claudeTooOld(version);
-      this.#onGivenUp();
-    }
+    if (!this.#isSandboxed && isTooOld(version)) this.giveUp(claudeTooOld(version));
     turn.onEvent({ type: 'session', sessionId });
   }
 

@@ -1,6 +1,8 @@
 import { howToLogIn } from '../host/login.ts';
 import { machineExhausted } from '../host/memory.ts';
-import { Problem } from '../problem.ts';
+import { Problem, type ProblemCode } from '../problem.ts';
+import type { TurnReport } from '../sandbox/api-turn.ts';
+import type { TurnEnd } from './dialogue.ts';
 import { claudeNotFound } from './program.ts';
 import type { CliResult } from './protocol.ts';
 import { sentence } from './words.ts';
@@ -51,7 +53,7 @@ function apiProblem(result: CliResult, trouble: ApiTrouble, nowSeconds: number):
   }
   if (trouble.errorClass === 'authentication_failed') return new Problem('claude_not_authenticated', howToLogIn);
   if (status === 529 || (status === undefined && /\b529\b|overloaded/i.test(text))) {
-    return new Problem('claude_overloaded', 'Anthropic is overloaded at the moment; try again in a while.', { retryAfterSeconds: 30 });
+    return overloaded();
   }
   if (status === 429 || trouble.errorClass === 'rate_limit') {
     return new Problem('claude_rate_limited', sentence(text) || 'Anthropic is rate-limiting this account at the moment.', {
@@ -84,6 +86,49 @@ export function problemOfEnd(exit: ExitStatus | undefined, hasBegun: boolean): P
   if (exit.spawnError !== undefined) return machineExhausted();
   const how = exit.signal === null ? `ended with exit code ${exit.code}` : `was ended by ${exit.signal}`;
   return new Problem('claude_failed', `The Claude CLI ${how} before it answered; try again.`);
+}
+
+/** The problem of a turn whose sandbox could not be made, although it could at the start. There is no way without it. */
+export function sandboxUnavailable(): Problem {
+  const detail = 'The sandbox for this turn could not be made, as the log of the server says; try again in a while.';
+  return new Problem('sandbox_unavailable', detail, { retryAfterSeconds: 10 });
+}
+
+/** The problem of a turn in which so much was refused that something else than the CLI must have asked for it. */
+export function tooManyRefusals(): Problem {
+  return new Problem('claude_failed', 'Too many requests of this turn to the API were refused; the turn was stopped.');
+}
+
+// What the CLI says of these is its reading of an answer that the API proxy has seen itself.
+const toldByApi: ReadonlySet<ProblemCode> = new Set([
+  'claude_api_error', 'claude_rate_limited', 'claude_overloaded', 'claude_not_authenticated',
+]);
+
+/** The end of a turn, with what the API proxy knows better than the CLI told: why Anthropic, or the way to it, failed. */
+export function withApiReport(end: TurnEnd, { lastFailure, isOutOfTokens }: TurnReport): TurnEnd {
+  if (!('problem' in end.outcome) || !toldByApi.has(end.outcome.problem.code)) return end;
+  const told = end.outcome.problem;
+  const known = isOutOfTokens ? outOfTokens() : problemOfApi(told, lastFailure);
+  return { ...end, outcome: { problem: known.with({ cause: told.extras.cause }) } };
+}
+
+function problemOfApi(told: Problem, failure: TurnReport['lastFailure']): Problem {
+  const { status, type, retryAfterSeconds } = failure ?? {};
+  if (status === 401) return new Problem('claude_not_authenticated', howToLogIn);
+  if (status === 529 || type === 'overloaded_error') return overloaded(retryAfterSeconds);
+  if (status !== 429) return told;
+  const limited = told.code === 'claude_rate_limited' ? told : claudeRateLimited(0);
+  return limited.with({ retryAfterSeconds: retryAfterSeconds ?? limited.extras.retryAfterSeconds });
+}
+
+function outOfTokens(): Problem {
+  return new Problem('rate_limited', 'This user has had the tokens that CLAUDE_USER_TOKENS_PER_DAY allows; try again tomorrow.', {
+    retryAfterSeconds: 3600,
+  });
+}
+
+function overloaded(retryAfterSeconds = 30): Problem {
+  return new Problem('claude_overloaded', 'Anthropic is overloaded at the moment; try again in a while.', { retryAfterSeconds });
 }
 
 /** Whether the program could not be run at all: missing, not executable, no interpreter. */

@@ -1,29 +1,16 @@
-import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import type { Readable, Writable } from 'node:stream';
+import { storageUnavailable } from '../host/storage.ts';
+import { spawnCli, statusPipeOf, type CliProcess, type Launch } from './launch.ts';
 import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
 import { machineExhausted } from '../host/memory.ts';
-import { problemOfEnd, type ExitStatus } from './outcome.ts';
-import { endMarked, markerName } from './strays.ts';
+import { sandboxUnavailable, tooManyRefusals, withApiReport, type ExitStatus } from './outcome.ts';
+import { endMarked } from './strays.ts';
 import { LineSplitter } from './ndjson.ts';
-import { errorCode } from '../problem.ts';
+import { errorCode, type Problem } from '../problem.ts';
+import type { TurnReport } from '../sandbox/api-turn.ts';
+import { readStatus } from '../sandbox/sandbox.ts';
 import { initializeLine, interruptLine, parseLine, userLine } from './protocol.ts';
 import { lastWords } from './words.ts';
-
-/** Everything needed to start one CLI process. */
-export interface Launch {
-  readonly command: string;
-  readonly args: readonly string[];
-  readonly env: Readonly<Record<string, string>>;
-  /** An existing folder: a missing one would look like a missing binary (fact 34). */
-  readonly cwd: string;
-  /** The value of the marker variable, this worker's alone. */
-  readonly marker: string;
-  /** The session it serves, which the CLI is told by an argument. */
-  readonly sessionId: string;
-  /** Whether the folders it works in are still there. */
-  readonly isInPlace: () => boolean;
-}
 
 // Four times the largest answer seen; a 32 MiB line must pass, an endless one must not fill the memory of a small VPS.
 const maxLineBytes = 64 * 1024 * 1024;
@@ -34,25 +21,30 @@ const stepMs = 2000;
 // A tool may hold our pipe open long after the CLI is gone; what the CLI itself wrote is there at once.
 const drainMs = 500;
 
-/** One live CLI process, taking one turn at a time. Ends together with the server where setpriv exists. */
+/** One live CLI process, taking one turn at a time. Ends together with the server where setpriv or a sandbox exists. */
 export class Worker {
   /** Resolves when the CLI is up and reading, or gone; never rejects. */
   readonly started: Promise<void>;
   /** Resolves when the process is gone; never rejects. */
   readonly exited: Promise<void>;
-  readonly #child: ChildProcessByStdio<Writable, Readable, Readable>;
+  readonly #child: CliProcess;
   readonly #marker: string;
   readonly #isInPlace: () => boolean;
+  readonly #sandbox: Launch['sandbox'];
   readonly #lines = new LineSplitter(maxLineBytes);
   readonly #dialogue: Dialogue;
   #exit: ExitStatus | undefined;
   #stopping: Promise<void> | undefined;
   #stderrTail = '';
+  #status = '';
+  #isAsking = false;
+  #report: TurnReport | undefined;
 
   constructor(launch: Launch) {
     this.#marker = launch.marker;
     this.#isInPlace = launch.isInPlace;
-    this.#dialogue = new Dialogue(launch.sessionId, () => void this.stop());
+    this.#sandbox = launch.sandbox;
+    this.#dialogue = new Dialogue(launch.sessionId, launch.sandbox !== undefined, () => void this.stop());
     this.#child = spawnCli(launch);
     this.exited = new Promise((resolve) => this.#watch(resolve));
     // Without a descriptor left there are no pipes either, whatever the types say.
@@ -92,13 +84,39 @@ export class Worker {
     const stop = (): void => void this.stop();
     signal.addEventListener('abort', stop, { once: true });
     if (signal.aborted) stop();
+    this.#beginApiTurn();
     this.#child.stdin.write(userLine(prompt));
-    return end.finally(() => signal.removeEventListener('abort', stop));
+    return end.then((turnEnd) => {
+      signal.removeEventListener('abort', stop);
+      this.#endApiTurn();
+      return this.#report === undefined ? turnEnd : withApiReport(turnEnd, this.#report);
+    });
+  }
+
+  #beginApiTurn(): void {
+    if (this.#sandbox === undefined) return;
+    const { api, maxRequests } = this.#sandbox;
+    this.#report = undefined;
+    this.#isAsking = true;
+    api.beginTurn({ maxRequests, onTooManyRefusals: () => this.#dialogue.giveUp(tooManyRefusals()) });
+  }
+
+  /** Once, whichever comes first: the turn's end or the process's. */
+  #endApiTurn(): void {
+    if (!this.#isAsking) return;
+    this.#isAsking = false;
+    this.#report = this.#sandbox?.api.endTurn();
+  }
+
+  /** Whether the CLI read the login at its start, so that another one is used only by another process. */
+  get hasOwnLogin(): boolean {
+    return this.#sandbox === undefined;
   }
 
   /**
-   * Ends the process and everything it started: asks (interrupt, end of stdin), then SIGINT, then SIGKILL to the group
-   * and to whatever still carries the marker. Takes at most 8 s, about 50 ms when idle. Never rejects; safe to repeat.
+   * Ends the process and everything it started: asks (interrupt, end of stdin), then SIGINT where no sandbox stands before
+   * it, then SIGKILL to the group and to whatever still carries the marker. Takes at most 8 s, about 50 ms when idle.
+   * Never rejects; safe to repeat.
    */
   stop(): Promise<void> {
     this.#stopping ??= this.#stop();
@@ -110,13 +128,16 @@ export class Worker {
     // After an interrupt or an answer the CLI leaves by itself once stdin ends, with its transcript written.
     this.#child.stdin.end();
     // SIGTERM is not on the ladder: it may leave running tools behind (fact 17).
-    const harder = [() => this.#child.kill('SIGINT'), () => this.#killGroup(), () => this.#child.stdout.destroy()];
+    const force = [() => this.#killGroup(), () => this.#child.stdout.destroy()];
+    const harder = this.#sandbox === undefined ? [() => this.#child.kill('SIGINT'), ...force] : force;
     for (const step of harder) {
       if (await this.#exitsWithin(stepMs)) break;
       step();
     }
     this.#killGroup();
     await endMarked(this.#marker);
+    this.#endApiTurn();
+    await this.#sandbox?.api.close();
   }
 
   /** Also after the CLI's own end: what it started without our marker may still be in its group. */
@@ -148,6 +169,7 @@ export class Worker {
       this.#stderrTail = (this.#stderrTail + chunk.toString('utf8')).slice(-stderrTailBytes);
     });
     stderr?.on('error', () => {});
+    statusPipeOf(this.#child)?.setEncoding('utf8').on('data', (text: string) => (this.#status += text)).on('error', () => {});
     const onGone = (exit: ExitStatus): void => {
       if (this.#exit !== undefined) return;
       this.#exit = exit;
@@ -162,10 +184,11 @@ export class Worker {
   /** Waits for what the CLI wrote before it ended; the result may be in it. */
   async #drain(): Promise<void> {
     const { stdout } = this.#child;
-    if (this.#exit?.spawnError !== undefined || stdout.closed) return;
+    if (this.#exit?.spawnError !== undefined) return;
+    const open = [stdout, statusPipeOf(this.#child)].filter((stream) => stream !== undefined && !stream.closed);
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, drainMs);
-      stdout.once('close', () => {
+      void Promise.all(open.map((stream) => new Promise((closed) => stream?.once('close', closed)))).then(() => {
         clearTimeout(timer);
         resolve();
       });
@@ -187,17 +210,16 @@ export class Worker {
   }
 
   #failTurn(): void {
-    this.#dialogue.fail(this.#exit, lastWords(this.#stderrTail));
+    this.#dialogue.fail(this.#exit, lastWords(this.#stderrTail), this.#sandboxProblem());
   }
-}
 
-function spawnCli({ command, args, env, cwd, marker }: Launch): ChildProcessByStdio<Writable, Readable, Readable> {
-  try {
-    return spawn(command, args, { cwd, env: { ...env, [markerName]: marker }, stdio: ['pipe', 'pipe', 'pipe'], detached: true });
-  } catch (error) {
-    // Node tells some failures by an event and throws others, such as ENOMEM, at once. Too long settings stay so.
-    const spawnError = errorCode(error) ?? '';
-    if (spawnError === 'E2BIG') throw error;
-    throw problemOfEnd({ code: null, signal: null, spawnError }, false).with({ cause: error });
+  /** Why there was no sandbox for the CLI, if that is how it ended: bubblewrap ended by itself, and nothing had run in it. */
+  #sandboxProblem(): Problem | undefined {
+    if (this.#sandbox === undefined || this.#exit === undefined) return undefined;
+    const { signal, spawnError } = this.#exit;
+    const isUnfound = spawnError === 'ENOENT' || spawnError === 'EACCES';
+    const isUnmade = spawnError === undefined && signal === null && !readStatus(this.#status).hasRun;
+    if (!isUnfound && !isUnmade) return undefined;
+    return this.#isInPlace() ? sandboxUnavailable() : storageUnavailable(new Error('folders of a user were removed or replaced'));
   }
 }

@@ -103,7 +103,7 @@ export function createChat({ pool, hasSession, turnTimeoutMs, checkStorage, take
 
   async function runTurn(lease: Lease<Worker>, prompt: string, signal: AbortSignal, tell: (event: TurnEvent) => void): Promise<TurnEnd> {
     const end = await lease.worker.turn(prompt, signal, tell);
-    if (problemCodeOf(end) === 'claude_not_authenticated') pool.retireAll();
+    if (problemCodeOf(end) === 'claude_not_authenticated' && lease.worker.hasOwnLogin) pool.retireAll();
     if ('content' in end.outcome || !signal.aborted) return end;
     return { ...end, outcome: { problem: toProblem(signal.reason) } };
   }

@@ -28,6 +28,7 @@ const statusOf: Readonly<Record<ProblemCode, number>> = {
   claude_not_found: 503,
   claude_too_old: 503,
   claude_not_authenticated: 503,
+  sandbox_unavailable: 503,
   storage_unavailable: 503,
   claude_overloaded: 503,
   claude_timeout: 504,

@@ -8,7 +8,7 @@ const retry = (status: number): CliEvent => ({ type: 'api_retry', status, delayM
 const refused: CliResult = { subtype: 'success', isError: true, text: 'Refused for good', errors: [], apiStatus: undefined, terminalReason: undefined, sessionId: 'a', costUsd: 0 };
 
 async function codeAfter(...events: CliEvent[]): Promise<string> {
-  const dialogue = new Dialogue('a', () => {});
+  const dialogue = new Dialogue('a', false, () => {});
   const end: Promise<TurnEnd> = dialogue.begin(() => {});
   for (const event of [init, ...events, { type: 'result', ...refused } as const]) dialogue.hear(event);
   const { outcome } = await end;
@@ -25,7 +25,7 @@ test('a trouble that the CLI got over is not the cause of what fails later', asy
 test('whatever the CLI says of another session than its own is no protocol to go on with', () => {
   const result: CliEvent = { type: 'result', ...refused };
   for (const wrong of [{ ...init, sessionId: 'b' }, { ...init, sessionId: '' }, { ...result, sessionId: 'b' }, { ...result, sessionId: '' }] as CliEvent[]) {
-    const dialogue = new Dialogue('a', () => {});
+    const dialogue = new Dialogue('a', false, () => {});
     void dialogue.begin(() => assert.fail('nobody is told'));
     assert.throws(() => dialogue.hear(wrong), Error, JSON.stringify(wrong));
   }
@@ -33,7 +33,7 @@ test('whatever the CLI says of another session than its own is no protocol to go
 
 test('a cost that cannot be is no protocol to go on with', async () => {
   const endWith = (costUsd: number): Promise<TurnEnd> => {
-    const dialogue = new Dialogue('a', () => {});
+    const dialogue = new Dialogue('a', false, () => {});
     const end = dialogue.begin(() => {});
     dialogue.hear(init);
     dialogue.hear({ type: 'result', ...refused, costUsd });
@@ -45,7 +45,7 @@ test('a cost that cannot be is no protocol to go on with', async () => {
 
 test('what is said between two turns spoils the process for the next one', () => {
   for (const late of [init, { type: 'result', ...refused } as const]) {
-    const dialogue = new Dialogue('a', () => {});
+    const dialogue = new Dialogue('a', false, () => {});
     void dialogue.begin(() => {});
     dialogue.hear(init);
     dialogue.hear({ type: 'result', ...refused, isError: false });
@@ -56,7 +56,7 @@ test('what is said between two turns spoils the process for the next one', () =>
 });
 
 test('a result before the init line of its turn is none of its own', async () => {
-  const dialogue = new Dialogue('a', () => {});
+  const dialogue = new Dialogue('a', false, () => {});
   const first = dialogue.begin(() => {});
   for (const event of [init, { type: 'result', ...refused, isError: false } as const]) dialogue.hear(event);
   await first;
@@ -69,7 +69,7 @@ test('a result before the init line of its turn is none of its own', async () =>
 
 test('a CLI that turns out to be too old for the server is given up on', async () => {
   let isGivenUp = false;
-  const dialogue = new Dialogue('a', () => (isGivenUp = true));
+  const dialogue = new Dialogue('a', false, () => (isGivenUp = true));
   const end = dialogue.begin(() => {});
   dialogue.hear({ ...init, version: '2.1.325' } as CliEvent);
   dialogue.hear({ type: 'result', ...refused });
