@@ -8,7 +8,8 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { cliArguments, cliEnvironment } from '../src/claude.ts';
+import { outsideEnv, rightsOutside } from '../src/cli/outside.ts';
+import { cliArguments } from '../src/cli/way.ts';
 import { loadConfig } from '../src/env.ts';
 import { LineSplitter } from '../src/cli/ndjson.ts';
 import { parseLine } from '../src/cli/protocol.ts';
@@ -118,8 +119,8 @@ async function main(): Promise<void> {
     CLAUDE_STATE_DIR: join(home, 'state'),
   };
   const config = loadConfig(base);
-  const cliEnv = cliEnvironment(config.childEnv, { home: join(home, 'direct'), tmp: tmpdir() });
-  const drive = (name: string): DirectCli => new DirectCli(binary, cliArguments(config), cliEnv, join(home, name));
+  const cliEnv = outsideEnv(config.childEnv, { home: join(home, 'direct'), tmp: tmpdir() });
+  const drive = (name: string): DirectCli => new DirectCli(binary, cliArguments(config, rightsOutside(config)), cliEnv, join(home, name));
   const warm = new ServerProcess(base, home);
   const cold = new ServerProcess({ ...base, CLAUDE_WARM_SECONDS: '0', CLAUDE_STATE_DIR: join(home, 'state-cold') }, home);
   await Promise.all([warm.startedMs, cold.startedMs]);

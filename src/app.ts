@@ -26,6 +26,13 @@ const dayMs = 24 * 60 * 60 * 1000;
 /** A start that failed; the message is a sentence for the operator, without a stack. */
 export class StartError extends Error {
   override name = 'StartError';
+  /** 78 where the next start would end the same way (sysexits.h). */
+  readonly exitCode: 1 | 78;
+
+  constructor(message: string, exitCode: 1 | 78 = 1) {
+    super(message);
+    this.exitCode = exitCode;
+  }
 }
 
 /** The whole server on one state folder. */
@@ -43,15 +50,17 @@ interface Surroundings {
   readonly log: Log;
   /** Where a person reads along, if one does: a key made for this run is shown there and nowhere else. */
   readonly terminal?: { write(text: string): unknown } | undefined;
+  /** Told when the sandbox, tried after the start, forbids to go on: the app is to be stopped. */
+  readonly onRefusal: (error: StartError) => void;
 }
 
 /**
  * The wiring of all rooms. Takes the state folder for itself and ends what an earlier server left running there.
  * Throws StartError when the folder cannot be used or another server has it.
  */
-export async function createApp(config: Config, { log, terminal }: Surroundings): Promise<App> {
+export async function createApp(config: Config, { log, terminal, onRefusal }: Surroundings): Promise<App> {
   for (const message of config.warnings) log('warning', 'config', { message });
-  const { claude, lock } = await openStateFolder(config);
+  const { claude, lock } = await openStateFolder(config, log, onRefusal);
   const leftovers = await endMarked(claude.markerPrefix);
   if (leftovers > 0) log('warning', 'leftovers', { message: 'ended what an earlier server left running', processes: leftovers });
 
@@ -63,7 +72,8 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
   const takeTurn = createRateLimit(config.rateLimitPerMinute);
   let isStopping = false;
   let stopped: Promise<void> | undefined;
-  const monitor = createHealthMonitor(claude.probeVersion, () => isStopping, log);
+  const isReady = (): boolean => claude.sandbox() !== undefined;
+  const monitor = createHealthMonitor({ probeVersion: claude.probeVersion, isDraining: () => isStopping, isReady, log });
   const { onTurnEnd, health } = monitor;
   const chat = createChat({ pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, closing: closing.signal, onTurnEnd });
   const apiKey = config.apiKey ?? randomBytes(32).toString('hex');
@@ -74,6 +84,7 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
     return {
       version,
       login,
+      sandbox: claude.sandbox() ?? null,
       ...(login === null && { warnings: [howToLogIn] }),
       uptime_seconds: Math.floor((performance.now() - startedAt) / 1000),
       ...pool.counts(),
@@ -106,16 +117,22 @@ export async function createApp(config: Config, { log, terminal }: Surroundings)
     stop(graceMs) {
       isStopping = true;
       clearInterval(daily);
-      stopped ??= shutdown.drain(graceMs).then(lock.release);
+      stopped ??= shutdown.drain(graceMs).finally(claude.close).then(lock.release);
       return stopped;
     },
     quit: shutdown.quit,
   };
 }
 
-async function openStateFolder(config: Config): Promise<{ claude: Claude; lock: Lock }> {
+async function openStateFolder(config: Config, log: Log, onRefusal: Surroundings['onRefusal']): Promise<{ claude: Claude; lock: Lock }> {
+  let isOpen = false;
+  const refuse = (error: StartError): void => {
+    if (!isOpen) throw error;
+    onRefusal(error);
+  };
   try {
-    const claude = await createClaude(config);
+    const claude = await createClaude(config, log, ({ reason, exitCode }) => refuse(new StartError(reason, exitCode)));
+    isOpen = true;
     const lock = await lockStateFolder(config.stateDir, config.childEnv['PATH'] ?? '');
     if ('refusal' in lock) throw new StartError(lock.refusal);
     return { claude, lock };

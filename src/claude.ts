@@ -1,38 +1,16 @@
-import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { realpath } from 'node:fs/promises';
-import { promisify } from 'node:util';
-import { claudeNotFound, findProgram, versionOf, type Command } from './cli/program.ts';
-import { endMarked, markerName } from './cli/strays.ts';
-import { openUsers, projectName, type UserFolders, type Users } from './cli/users.ts';
+import { join } from 'node:path';
+import { createInside, type Inside } from './cli/inside.ts';
+import { createOutside } from './cli/outside.ts';
+import { openUsers, type Users } from './cli/users.ts';
+import type { CliConfig, Way } from './cli/way.ts';
 import { Worker } from './cli/worker.ts';
-import type { Config } from './env.ts';
-import { loginFolder } from './host/login.ts';
+import { findProvider } from './host/login.ts';
+import type { Log } from './log.ts';
 import { Problem } from './problem.ts';
-
-/** What the CLI gets unless the operator says otherwise; each closes a hole or saves time. */
-const defaultEnv: Readonly<Record<string, string>> = {
-  // Without it the CLI itself puts any file named as @path into the request, with no permission check (fact 4).
-  CLAUDE_CODE_DISABLE_ATTACHMENTS: '1',
-  // The transcript is on disk before the answer is out, so a crash right after loses nothing (fact 14).
-  CLAUDE_CODE_EAGER_FLUSH: '1',
-  CLAUDE_CODE_DISABLE_AUTO_MEMORY: '1',
-  // No "git status" in the user's folder, and with it whatever a planted .git/config names as fsmonitor (fact 25).
-  CLAUDE_CODE_DISABLE_GIT_INSTRUCTIONS: '1',
-  // Both make results nobody asked for, in the middle of somebody else's turn (fact 6).
-  CLAUDE_CODE_DISABLE_BACKGROUND_TASKS: '1',
-  CLAUDE_CODE_DISABLE_CRON: '1',
-  CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
-  DISABLE_AUTOUPDATER: '1',
-  // 401 and 5xx are tried for three minutes otherwise (fact 10).
-  CLAUDE_CODE_MAX_RETRIES: '2',
-};
-
-type CliConfig = Pick<
-  Config,
-  | 'allowedTools' | 'childEnv' | 'claudeBinary' | 'keepDays' | 'maxTurns'
-  | 'model' | 'permissionMode' | 'settingSources' | 'stateDir' | 'tools'
->;
+import { socketPathProblem } from './sandbox/api-socket.ts';
+import { decideSandbox, hasEverBeenSandboxed, rememberSandbox, type Decision } from './sandbox/mode.ts';
 
 /** The session a process is started for. */
 export interface StartSession {
@@ -49,51 +27,111 @@ export interface Claude {
   readonly users: Users;
   /**
    * A started process for this session, in the user's own folders (made on first use). It exists but is not known to work
-   * before its first turn. Throws Problem `claude_not_found` when there is no such program, `claude_too_old` when the
-   * last probe found so, `storage_unavailable` when a folder cannot be made, and `busy` when the machine has no room for
-   * a process.
+   * before its first turn. Waits until the sandbox is tried. Throws Problem `claude_not_found` when there is no such
+   * program, `claude_too_old` when the last probe found so, `sandbox_unavailable`, `storage_unavailable` when a folder
+   * cannot be made, and `busy` when the machine has no room for a process.
    */
   start(session: StartSession): Promise<Worker>;
-  /** The CLI's version from `claude --version`. Throws Problem `claude_not_found` when it cannot be run, `claude_too_old`. */
+  /**
+   * The CLI's version from `claude --version`; the first call tries the sandbox as well. Throws Problem `claude_not_found`
+   * when it cannot be run, `claude_too_old`, `sandbox_unavailable`, and `shutting_down` where the server may not go on.
+   */
   probeVersion(): Promise<string>;
+  /** What is known of the sandbox: `on`, or why there is none; undefined while it is not decided. */
+  sandbox(): string | undefined;
+  /** Ends the ways to the API. */
+  close(): void;
   /** What the markers of all processes of this state folder begin with; the server's pid and a point follow. */
   readonly markerPrefix: string;
 }
 
-/** The CLI as configured, for one state folder. Starts nothing yet. Throws when the state folder cannot be made. */
-export async function createClaude(config: CliConfig): Promise<Claude> {
+/** Why the server may not go on: it must have a sandbox, and there is none. */
+export interface Refusal {
+  readonly reason: string;
+  readonly exitCode: 1 | 78;
+}
+
+/**
+ * The CLI as configured, for one state folder. `onRefusal` is told, once, that the server must end: before this resolves
+ * where that is known without a trial. Starts nothing yet. Rejects when the state folder cannot be made.
+ */
+export async function createClaude(config: CliConfig, log: Log, onRefusal: (refusal: Refusal) => void): Promise<Claude> {
   const users = await openUsers(config.stateDir);
-  const pathVariable = config.childEnv['PATH'] ?? '';
-  const setpriv = await findSetpriv(pathVariable);
-  const markerPrefix = createHash('sha256').update(await realpath(config.stateDir)).digest('hex').slice(0, 16) + '.';
+  const hash = createHash('sha256').update(await realpath(config.stateDir)).digest('hex').slice(0, 16);
+  const markerPrefix = `${hash}.`;
+  const probeMarker = `${markerPrefix}${process.pid}.0.`;
+  const socketFolder = join(config.runtimeDir, hash);
+  const outside = await createOutside(config, probeMarker);
   // How many processes each user has, and the emptying of their `tmp` when the last one is gone.
   const processes = new Map<number, number>();
   const emptying = new Map<number, Promise<void>>();
   let started = 0;
-  let tooOld: Problem | undefined;
+  let way: Way | undefined;
+  let deciding: Promise<Way> | undefined;
+  let sandbox: string | undefined;
+  let version: string | undefined;
 
-  async function commandLine(): Promise<Command> {
-    const binary = await findProgram(config.claudeBinary, pathVariable);
-    if (binary === undefined) throw claudeNotFound();
-    // With setpriv the kernel ends the CLI when the server dies, even by SIGKILL; it execs, so the pid stays the CLI's.
-    return setpriv === undefined ? { command: binary, args: [] } : { command: setpriv, args: ['--pdeathsig', 'KILL', '--', binary] };
+  function decide(trial?: Parameters<typeof decideSandbox>[0]['trial']): Decision {
+    const tooLong = config.sandbox === 'off' ? undefined : socketPathProblem(join(socketFolder, '1000000'));
+    if (tooLong !== undefined) {
+      return { kind: 'end', exitCode: 78, reason: `${tooLong} Set CLAUDE_STATE_DIR, or RUNTIME_DIRECTORY, to a shorter one.` };
+    }
+    return decideSandbox({
+      setting: config.sandbox,
+      hasEverRun: hasEverBeenSandboxed(config.stateDir),
+      isRoot: process.getuid?.() === 0,
+      provider: findProvider(config.childEnv),
+      trial,
+    });
+  }
+
+  async function findWay(): Promise<Way> {
+    // A CLI that does not run at all says nothing about the sandbox.
+    version = await outside.probeVersion();
+    const inside = createInside(config, { marker: probeMarker, socketFolder, log });
+    const trial = await inside.try();
+    if (trial.works && trial.durationMs > longTrialMs) {
+      log('warning', 'sandbox', { message: 'its trial took more than 5 s', duration_ms: Math.round(trial.durationMs) });
+    }
+    return settle(decide(trial), inside) ?? Promise.reject(stopping());
+  }
+
+  /** Makes the decision count; undefined when it is not to go on. */
+  function settle(decision: Decision, inside?: Inside): Way | undefined {
+    if (decision.kind === 'end') onRefusal(decision);
+    if (decision.kind === 'on' && inside !== undefined) {
+      rememberSandbox(config.stateDir);
+      const leftOut = inside.leftOut();
+      log('info', 'sandbox', { sandbox: 'on', ...(leftOut.length > 0 && { left_out: leftOut.join(',') }) });
+      sandbox = 'on';
+      return (way = inside);
+    }
+    inside?.close();
+    if (decision.kind !== 'without') return undefined;
+    sandbox = decision.reason;
+    log('warning', 'sandbox', { message: config.sandbox === 'off' ? everybodyTrusted : fiveTools, reason: sandbox });
+    return (way = outside);
+  }
+
+  function getWay(): Promise<Way> {
+    if (way !== undefined) return Promise.resolve(way);
+    deciding ??= findWay().finally(() => (deciding = undefined));
+    return deciding;
   }
 
   async function launch({ userId, sessionId, isNew }: StartSession): Promise<Worker> {
-    const { command, args } = await commandLine();
-    if (tooOld !== undefined) throw tooOld;
+    const chosen = await getWay();
     await emptying.get(userId);
     const folders = await users.prepare(userId);
     started += 1;
-    return new Worker({
-      command,
-      args: [...args, ...cliArguments(config), isNew ? `--session-id=${sessionId}` : `--resume=${sessionId}`],
-      env: cliEnvironment(config.childEnv, folders),
-      cwd: folders.work,
-      marker: `${markerPrefix}${process.pid}.${started}.`,
-      sessionId,
-      isInPlace: folders.isUnchanged,
-    });
+    const number = started;
+    const own = await chosen.launch([isNew ? `--session-id=${sessionId}` : `--resume=${sessionId}`], folders, number);
+    try {
+      return new Worker({ ...own, marker: `${markerPrefix}${process.pid}.${number}.`, sessionId, isInPlace: folders.isUnchanged });
+    } catch (error) {
+      await own.sandbox?.api.close();
+      throw error;
+    }
   }
 
   function countProcess(userId: number, change: 1 | -1): void {
@@ -106,9 +144,18 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
     emptying.set(userId, users.emptyTmp(userId).finally(() => emptying.delete(userId)));
   }
 
+  settle(decide());
   return {
     users,
     markerPrefix,
+    sandbox: () => sandbox,
+    close: () => way?.close(),
+
+    async probeVersion() {
+      const isFirst = way === undefined;
+      const chosen = await getWay();
+      return isFirst && version !== undefined ? version : chosen.probeVersion();
+    },
 
     async start(session) {
       countProcess(session.userId, 1);
@@ -121,65 +168,13 @@ export async function createClaude(config: CliConfig): Promise<Claude> {
         throw error;
       }
     },
-
-    async probeVersion() {
-      // Like every process of ours it carries a marker: a wrapper that hangs is not ended with what it started.
-      const marker = `${markerPrefix}${process.pid}.0.`;
-      tooOld = undefined;
-      try {
-        return await versionOf(await commandLine(), { ...config.childEnv, ...defaultEnv, [markerName]: marker });
-      } catch (error) {
-        await endMarked(marker);
-        if (error instanceof Problem && error.code === 'claude_too_old') tooOld = error;
-        throw error;
-      }
-    },
   };
 }
 
-/** The CLI's arguments but for the session. Each is one token, so that no value is taken for another option. Never the prompt. */
-export function cliArguments(config: CliConfig): string[] {
-  return [
-    '-p',
-    '--input-format=stream-json',
-    '--output-format=stream-json',
-    '--verbose',
-    '--include-partial-messages',
-    `--tools=${config.tools}`,
-    `--permission-mode=${config.permissionMode}`,
-    `--setting-sources=${config.settingSources}`,
-    '--strict-mcp-config',
-    '--disable-slash-commands',
-    `--settings=${JSON.stringify({ cleanupPeriodDays: config.keepDays })}`,
-    `--max-turns=${config.maxTurns}`,
-    ...(config.model === undefined ? [] : [`--model=${config.model}`]),
-    ...(config.allowedTools === '' ? [] : [`--allowedTools=${config.allowedTools}`]),
-  ];
-}
+const longTrialMs = 5000;
+const everybodyTrusted = 'every end user is as trusted as the operator';
+const fiveTools = 'Claude has the five file tools and their rules';
 
-/**
- * The CLI's environment: the operator's variables over our defaults, and over both where this user's files are. The login
- * stays where the operator's own CLI keeps it.
- */
-export function cliEnvironment(
-  childEnv: Readonly<Record<string, string>>,
-  { home, tmp }: Pick<UserFolders, 'home' | 'tmp'>,
-): Record<string, string> {
-  return {
-    ...defaultEnv,
-    ...childEnv,
-    CLAUDE_CONFIG_DIR: home,
-    CLAUDE_SECURESTORAGE_CONFIG_DIR: loginFolder(childEnv),
-    CLAUDE_CODE_PROJECT_DIR_NAME: projectName,
-    CLAUDE_CODE_TMPDIR: tmp,
-    TMPDIR: tmp,
-  };
-}
-
-/** util-linux's setpriv, or undefined where there is none or a sandbox does not let it work (fact 35). */
-async function findSetpriv(pathVariable: string): Promise<string | undefined> {
-  const setpriv = await findProgram('setpriv', pathVariable);
-  if (setpriv === undefined) return undefined;
-  const works = promisify(execFile)(setpriv, ['--pdeathsig', 'KILL', '--', setpriv, '--version'], { timeout: 10_000 });
-  return works.then(() => setpriv, () => undefined);
+function stopping(): Problem {
+  return new Problem('shutting_down', 'The server is stopping; try again in a while.', { retryAfterSeconds: 10 });
 }

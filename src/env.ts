@@ -1,5 +1,5 @@
 import { BlockList, isIP } from 'node:net';
-import { homedir, userInfo } from 'node:os';
+import { userInfo } from 'node:os';
 import { isAbsolute, join } from 'node:path';
 import { EnvSyntaxError, parseEnv } from './host/dotenv.ts';
 import { readSettings, settings, type Settings } from './host/settings.ts';
@@ -23,6 +23,8 @@ export class ConfigError extends Error {
 export interface Config extends Settings {
   /** Absolute path; need not exist yet. */
   readonly stateDir: string;
+  /** Absolute path of a folder for sockets; need not exist yet. */
+  readonly runtimeDir: string;
   /** What the CLI may see of the environment: never a setting of this server, and so never its key. */
   readonly childEnv: Readonly<Record<string, string>>;
   /** Sentences for the log, without values. */
@@ -34,15 +36,22 @@ export const settingNames: readonly string[] = Object.values(settings).map(({ na
 
 /** The process environment, completed with what a service manager may have left out and the CLI needs. */
 export function machineEnv(env: Readonly<Record<string, string | undefined>>): Record<string, string | undefined> {
-  const { username } = userInfo();
   return {
     PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
-    HOME: homedir(),
-    USER: username,
-    LOGNAME: username,
+    ...account(),
     LANG: 'C.UTF-8',
     ...env,
   };
+}
+
+/** What the list of accounts says of this one; a container's may have no name for it. */
+function account(): Record<string, string> {
+  try {
+    const { username, homedir } = userInfo();
+    return { HOME: homedir, USER: username, LOGNAME: username };
+  } catch {
+    return {};
+  }
 }
 
 /** `loadConfig` for the text of a .env file. Throws ConfigError when it is not .env syntax either. */
@@ -90,11 +99,11 @@ export function loadConfig(
   const problems = [...read.problems, ...combinationProblems({ values, host, permissionMode, stateDir, isRefusedRoot })];
   const warnings = [...weakKeyWarnings(apiKey), ...unknownNameWarnings(fileValues.keys())];
   if (problems.length > 0 || stateDir === undefined) throw new ConfigError(problems, warnings);
-  return { ...read.settings, host, stateDir, childEnv: pickChildEnv(values), warnings };
+  return { ...read.settings, host, stateDir, runtimeDir: runtimeDirOf(values, stateDir), childEnv: pickChildEnv(values), warnings };
 }
 
 // Where the state folder is without CLAUDE_STATE_DIR.
-const placeNames = ['STATE_DIRECTORY', 'XDG_STATE_HOME'];
+const placeNames = ['STATE_DIRECTORY', 'XDG_STATE_HOME', 'RUNTIME_DIRECTORY', 'XDG_RUNTIME_DIR'];
 
 /** undefined when nothing says where. */
 function defaultStateDir(values: ReadonlyMap<string, string>): string | undefined {
@@ -106,11 +115,19 @@ function defaultStateDir(values: ReadonlyMap<string, string>): string | undefine
   return isAbsolute(home) ? join(home, '.local/state/claude-api') : undefined;
 }
 
+/** Where the kernel forgets them at a reboot, if there is such a place. */
+function runtimeDirOf(values: ReadonlyMap<string, string>, stateDir: string): string {
+  const given = values.get('RUNTIME_DIRECTORY')?.split(':')[0] ?? '';
+  const user = values.get('XDG_RUNTIME_DIR') ?? '';
+  if (isAbsolute(given)) return given;
+  return isAbsolute(user) ? join(user, 'claude-api') : join(stateDir, 'run');
+}
+
 /** What several settings together decide. */
 interface Combined {
   readonly values: ReadonlyMap<string, string>;
   readonly host: string;
-  readonly permissionMode: string;
+  readonly permissionMode: string | undefined;
   readonly stateDir: string | undefined;
   readonly isRefusedRoot: boolean;
 }

@@ -4,6 +4,7 @@ import { ConfigError, machineEnv, parseConfig, type Config } from './env.ts';
 import { platformProblems } from './host/platform.ts';
 import { chooseLogFormat, createLog, outputTo } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
+import { closeInheritedDescriptors } from './sandbox/sandbox.ts';
 
 // sysexits.h: a configuration error, on which systemd does not restart, and an internal one.
 const exitCodes = { config: 78, bug: 70 } as const;
@@ -14,7 +15,9 @@ async function main(): Promise<void> {
   const config = await readConfig();
   const { stdout } = process;
   const log = createLog(chooseLogFormat(process.env['JOURNAL_STREAM'], stdout.isTTY), outputTo(stdout));
-  const app = await createApp(config, { log, terminal: [stdout, process.stderr].find((stream) => stream.isTTY) });
+  closeInheritedDescriptors(Number(process.env['NODE_CHANNEL_FD'] ?? -1));
+  const terminal = [stdout, process.stderr].find((stream) => stream.isTTY);
+  const app = await createApp(config, { log, terminal, onRefusal });
 
   let stoppedAt: number | undefined;
   let exitCode = 0;
@@ -26,6 +29,11 @@ async function main(): Promise<void> {
     await ended;
     process.exit(exitCode);
   };
+  function onRefusal(error: StartError): void {
+    say(error);
+    exitCode ||= error.exitCode;
+    void end(0);
+  }
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
     process.on(signal, () => {
       if (stoppedAt !== undefined && performance.now() - stoppedAt < sameStopMs) return;
@@ -53,8 +61,12 @@ async function readConfig(): Promise<Config> {
 
 function fail(error: unknown): never {
   if (!(error instanceof ConfigError || error instanceof StartError)) throw error;
+  say(error);
+  process.exit(error instanceof ConfigError ? exitCodes.config : error.exitCode);
+}
+
+function say(error: Error): void {
   for (const line of error.message.split('\n')) process.stderr.write(`claude-api: ${line}\n`);
-  process.exit(error instanceof ConfigError ? exitCodes.config : 1);
 }
 
 await main().catch(fail);

@@ -39,6 +39,8 @@ export class RunningServer {
         PORT: '0',
         CLAUDE_API_KEY: apiKey,
         CLAUDE_BINARY_PATH: fakeClaude,
+        // What needs the sandbox asks for it; root has none.
+        CLAUDE_SANDBOX: 'off',
         CLAUDE_STATE_DIR: join(home, 'state'),
         ...env,
       },

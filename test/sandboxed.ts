@@ -6,6 +6,7 @@ import { chmod, chown, mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/pro
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import type { Readable, Writable } from 'node:stream';
+import { fileURLToPath } from 'node:url';
 import { test, type TestContext } from 'node:test';
 import { endMarked, markerName } from '../src/cli/strays.ts';
 import { sandboxEnv } from '../src/sandbox/environment.ts';
@@ -13,7 +14,8 @@ import {
   openFilter, readStatus, rootOptions, sandboxArgv, writeOwnFiles, type Folders, type Machine, type SandboxStatus,
 } from '../src/sandbox/sandbox.ts';
 import { findProgram, needsToRun } from './needs.ts';
-import { fakeClaude, within } from './running-server.ts';
+import { anthropicKey } from './messages-api.ts';
+import { fakeClaude, makeHome, startServer, until, within, type RunningServer } from './running-server.ts';
 
 const isRoot = process.getuid?.() === 0;
 /** The ordinary user that bubblewrap runs as: root has no sandbox. */
@@ -168,4 +170,21 @@ export async function runningWith(text: string): Promise<string[]> {
 /** The parent of a process. */
 export function parentOf(pid: number): number {
   return Number(/^PPid:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1]);
+}
+
+/** A server run as an ordinary user, with the sandbox required unless `env` says otherwise, and ready for turns. */
+export async function startSandboxedServer(t: TestContext, env: Readonly<Record<string, string | undefined>> = {}, home?: string): Promise<RunningServer> {
+  const folder = home ?? (await makeSandboxedHome(t));
+  const server = await startServer(t, { CLAUDE_SANDBOX: 'required', ANTHROPIC_API_KEY: anthropicKey, ...env }, folder, [asUserScript]);
+  await until('a server that is ready', async () => ((await server.request('/health')).status === 200 ? true : undefined), 30_000);
+  return server;
+}
+
+export const asUserScript = fileURLToPath(new URL('bin/as-ordinary-user', import.meta.url));
+
+/** A HOME that belongs to the ordinary user. No sandbox over it may be left when the test is over. */
+export async function makeSandboxedHome(t: TestContext): Promise<string> {
+  const home = await makeHome(t);
+  await chownAll(home);
+  return home;
 }

@@ -26,6 +26,11 @@ export async function findLogin(childEnv: Readonly<Record<string, string>>): Pro
   return readable ? 'credentials file' : undefined;
 }
 
+/** The variable that has the CLI log in at a provider of its own, such as CLAUDE_CODE_USE_BEDROCK; undefined when none does. */
+export function findProvider(childEnv: Readonly<Record<string, string>>): string | undefined {
+  return providerSwitches.find((name) => isOn(childEnv[name]));
+}
+
 /** Whether the CLI takes a switch for one that is on (read in 2.1.330). */
 function isOn(value: string | undefined): boolean {
   return /^\s*(?:1|true|yes|on)\s*$/i.test(value ?? '');

@@ -37,20 +37,23 @@ export const settings = {
   warmMs: setting(
     'CLAUDE_WARM_SECONDS', '300', seconds(0, 86_400), 'how long an idle dialogue keeps its process; 0 keeps none, and no spare',
   ),
-  model: setting(
-    'CLAUDE_MODEL', '',
-    optional(matching(/^[A-Za-z0-9][A-Za-z0-9._:@/[\]-]*$/, 'a model name such as sonnet or claude-sonnet-4-5')),
-    'such as `sonnet`',
+  models: setting(
+    'CLAUDE_MODEL', '', modelsRule,
+    'such as `sonnet`; of several, separated by commas, the first is used, and in the sandbox the others are allowed',
   ),
-  tools: setting('CLAUDE_TOOLS', 'Read,Write,Edit,Glob,Grep', toolsRule, 'the tools Claude has; `default` for all, empty for none'),
+  sandbox: setting(
+    'CLAUDE_SANDBOX', 'auto', oneOf('auto', 'required', 'off'),
+    'a wall of the kernel around each end user: where it works, or nothing without it, or none',
+  ),
+  tools: chosenBySandbox('CLAUDE_TOOLS', toolsRule, 'the tools Claude has; `default` for all, empty for none'),
   allowedTools: setting('CLAUDE_ALLOWED_TOOLS', '', toolsRule, 'tools that need no permission; a bare `Read` means anywhere on disk'),
-  permissionMode: setting(
-    'CLAUDE_PERMISSION_MODE', 'acceptEdits',
+  permissionMode: chosenBySandbox(
+    'CLAUDE_PERMISSION_MODE',
     oneOf('default', 'acceptEdits', 'plan', 'dontAsk', 'auto', 'bypassPermissions'),
     "one of the CLI's modes",
   ),
-  settingSources: setting(
-    'CLAUDE_SETTING_SOURCES', '', settingSourcesRule,
+  settingSources: chosenBySandbox(
+    'CLAUDE_SETTING_SOURCES', settingSourcesRule,
     "with `project,local` the settings and CLAUDE.md in a user's `work` count, with `user` those in their `home`",
   ),
   keepDays: setting('CLAUDE_KEEP_DAYS', '30', integer(1, 36_500), 'days a dialogue is kept after its last turn'),
@@ -95,6 +98,11 @@ function setting<T>(name: string, defaultText: string, rule: Rule<T>, doc: strin
   return { name, defaultText, rule, defaultValue: parsed.value, doc };
 }
 
+/** A setting that is undefined unless it is set: what it is then depends on whether there is a sandbox. */
+function chosenBySandbox<T>(name: string, rule: Rule<T>, doc: string): Setting<T | undefined> {
+  return { name, defaultText: '', rule, defaultValue: undefined, doc };
+}
+
 /** Empty means that there is none. */
 function optional<T>(rule: Rule<T>): Rule<T | undefined> {
   return (text) => (text === '' ? { value: undefined } : rule(text));
@@ -110,8 +118,11 @@ function seconds(min: number, max: number): Rule<number> {
   return integer(min, max, 1000);
 }
 
-function oneOf(...choices: readonly string[]): Rule<string> {
-  return matching((text) => choices.includes(text), `one of ${choices.join(', ')}`);
+function oneOf<T extends string>(...choices: readonly T[]): Rule<T> {
+  return (text) => {
+    const value = choices.find((choice) => choice === text);
+    return value === undefined ? { expected: `one of ${choices.join(', ')}` } : { value };
+  };
 }
 
 function matching(test: RegExp | ((text: string) => boolean), expected: string): Rule<string> {
@@ -138,6 +149,12 @@ function isHostName(text: string): boolean {
   const isLabel = (label: string): boolean => /^(?!-)[A-Za-z0-9-]{1,63}(?<!-)$/.test(label);
   // Digits at the end make it an IPv4 address with a mistake in it.
   return text.length <= 253 && labels.every(isLabel) && !/^\d+$/.test(labels.at(-1) ?? '');
+}
+
+function modelsRule(text: string): Parsed<readonly string[]> {
+  const names = splitList(text);
+  const isRight = names.every((name) => /^[A-Za-z0-9][A-Za-z0-9._:@/[\]-]*$/.test(name));
+  return isRight ? { value: names } : { expected: 'a model name such as sonnet or claude-sonnet-4-5, or several, separated by commas' };
 }
 
 function toolsRule(text: string): Parsed<string> {

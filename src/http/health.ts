@@ -1,6 +1,23 @@
 import type { Log } from '../log.ts';
 import { toProblem, type Problem } from '../problem.ts';
 
+const trialUnderWay = 'The server has just started and is trying its sandbox; ask again in a few seconds.';
+
+// One may be a folder that went away or a moment without memory.
+const sandboxFailuresInRow = 3;
+
+/** What a monitor asks. */
+interface HealthSources {
+  /** The CLI's version; throws the Problem that keeps it from running. */
+  readonly probeVersion: () => Promise<string>;
+  readonly isDraining: () => boolean;
+  /** Whether it is decided how the CLI is run. */
+  readonly isReady: () => boolean;
+  readonly log: Log;
+  /** How long until the CLI is looked for again. */
+  readonly retryMs?: number | undefined;
+}
+
 /** What `/health` answers: to everybody, and with the key also the details. */
 export interface Health {
   readonly status: 'ok' | 'draining' | 'unavailable';
@@ -19,20 +36,13 @@ export interface HealthMonitor {
   readonly watchCli: () => Promise<void>;
 }
 
-/**
- * A monitor of the CLI and the turns it runs. `probeVersion` gives the CLI's version, and throws the Problem that keeps
- * it from running. Looks at nothing before it is asked.
- */
-export function createHealthMonitor(
-  probeVersion: () => Promise<string>,
-  isDraining: () => boolean,
-  log: Log,
-  retryMs = 10_000,
-): HealthMonitor {
+/** A monitor of the CLI and the turns it runs. Looks at nothing before it is asked. */
+export function createHealthMonitor({ probeVersion, isDraining, isReady, log, retryMs = 10_000 }: HealthSources): HealthMonitor {
   let trouble: Problem | undefined;
   let version: string | undefined;
   let turns = 0;
   let failures = 0;
+  let sandboxFailures = 0;
   let retry: NodeJS.Timeout | undefined;
 
   async function watchCli(): Promise<void> {
@@ -61,14 +71,17 @@ export function createHealthMonitor(
       turns += 1;
       // What the caller did wrong, hanging up included, is no failure of the server's.
       if (problem !== undefined && problem.status >= 500) failures += 1;
-      if (problem?.code === 'claude_not_found' || problem?.code === 'claude_too_old') setTrouble(problem);
+      sandboxFailures = problem?.code === 'sandbox_unavailable' ? sandboxFailures + 1 : 0;
+      const isUnusable = problem?.code === 'claude_not_found' || problem?.code === 'claude_too_old';
+      if (problem !== undefined && (isUnusable || sandboxFailures >= sandboxFailuresInRow)) setTrouble(problem);
       if (problem !== undefined || trouble === undefined) return;
       setTrouble(undefined);
       void watchCli();
     },
     health() {
       if (isDraining()) return { status: 'draining' };
-      return trouble === undefined ? { status: 'ok' } : { status: 'unavailable', detail: trouble.message };
+      if (trouble !== undefined) return { status: 'unavailable', detail: trouble.message };
+      return isReady() ? { status: 'ok' } : { status: 'unavailable', detail: trialUnderWay };
     },
     counts: () => ({ claude_version: version ?? null, turns, failures }),
   };

@@ -32,7 +32,7 @@ async function program(t: TestContext, users: SandboxedUsers, text: string): Pro
 testSandboxed('the trial says that the sandbox works, and which CLI answers in it', async (t) => {
   const trial = await attempt(await makeSandboxedUsers(t));
   assert.ok(trial.works, JSON.stringify(trial));
-  assert.equal(trial.version, '2.1.330');
+  assert.match(trial.version, /^\d+\.\d+\.\d+$/);
   assert.ok(trial.durationMs > 5 && trial.durationMs < 20_000);
 });
 

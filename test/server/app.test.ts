@@ -5,7 +5,7 @@ import { createApp, StartError, type App } from '../../src/app.ts';
 import { loadConfig, type Config } from '../../src/env.ts';
 import { apiKey, fakeClaude, makeHome, noneLeft, within, type LogLine } from '../running-server.ts';
 
-const settings = { HOST: '127.0.0.1', PORT: '0', CLAUDE_API_KEY: apiKey, CLAUDE_BINARY_PATH: fakeClaude };
+const settings = { HOST: '127.0.0.1', PORT: '0', CLAUDE_API_KEY: apiKey, CLAUDE_BINARY_PATH: fakeClaude, CLAUDE_SANDBOX: 'off' };
 
 function configOf(home: string): Config {
   return loadConfig({ PATH: process.env['PATH'], HOME: home, CLAUDE_STATE_DIR: join(home, 'state'), ...settings });
@@ -14,7 +14,7 @@ function configOf(home: string): Config {
 /** A server inside this process, and what it logs; stopped at the end of the test. */
 async function startApp(t: TestContext, home: string): Promise<{ app: App; port: number; lines: LogLine[] }> {
   const lines: LogLine[] = [];
-  const app = await createApp(configOf(home), { log: (level, event, fields) => void lines.push({ level, event, ...fields }) });
+  const app = await createApp(configOf(home), { log: (level, event, fields) => void lines.push({ level, event, ...fields }), onRefusal: assert.ifError });
   t.after(() => app.stop(0));
   return { app, port: await app.listen(), lines };
 }
@@ -33,7 +33,7 @@ test('the whole server starts and stops inside a process, and leaves nothing run
   await within('the stop', 10_000, app.stop(0));
   await noneLeft(home);
   await assert.rejects(chat(port, 'hello'));
-  assert.deepEqual(lines.map(({ event }) => event).slice(0, 2), ['listening', 'login']);
+  assert.deepEqual(lines.map(({ event }) => event).slice(0, 3), ['sandbox', 'listening', 'login']);
 });
 
 test('a stop lets the running turn finish in the time it has, and then interrupts it', async (t) => {
@@ -49,7 +49,7 @@ test('a stop lets the running turn finish in the time it has, and then interrupt
 test('a port that is taken is a StartError that says what to do', async (t) => {
   const { port } = await startApp(t, await makeHome(t));
   const home = await makeHome(t);
-  const app = await createApp({ ...configOf(home), port }, { log: () => {} });
+  const app = await createApp({ ...configOf(home), port }, { log: () => {}, onRefusal: assert.ifError });
   t.after(() => app.stop(0));
   await assert.rejects(app.listen(), (error) => error instanceof StartError && error.message.startsWith(`port ${port} is taken`));
 });

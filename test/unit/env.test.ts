@@ -11,8 +11,9 @@ const home = { HOME: '/home/claude' };
 test('without any setting the defaults hold and the server stays on loopback', () => {
   assert.deepEqual(loadConfig(home), {
     apiKey: undefined, host: '127.0.0.1', port: 8001, turnTimeoutMs: 300_000, maxTurns: 50, claudeBinary: 'claude',
-    maxWorkers: undefined, queueLimit: 100, queueTimeoutMs: 60_000, warmMs: 300_000, model: undefined,
-    tools: 'Read,Write,Edit,Glob,Grep', allowedTools: '', permissionMode: 'acceptEdits', settingSources: '', keepDays: 30,
+    maxWorkers: undefined, queueLimit: 100, queueTimeoutMs: 60_000, warmMs: 300_000, models: [],
+    sandbox: 'auto', tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined, keepDays: 30,
+    runtimeDir: '/home/claude/.local/state/claude-api/run',
     stateDir: '/home/claude/.local/state/claude-api', corsOrigins: [], rateLimitPerMinute: 0,
     maxBodyBytes: 10_485_760, drainTimeoutMs: 30_000, childEnv: { HOME: '/home/claude' }, warnings: [],
   } satisfies Config);
@@ -55,12 +56,7 @@ const textSettings: readonly (readonly [string, keyof Config, readonly string[],
     ['claude', '/opt/a b/claude', './claude'],
     ['-x', '--help', '~/bin/claude', 'a\0b'],
   ],
-  [
-    'CLAUDE_MODEL',
-    'model',
-    ['sonnet', 'claude-opus-4-1[1m]', 'us.anthropic.claude:0', 'arn:aws/x@20250101'],
-    ['-m', 'a b', 'ä', '[x', 'a\nb'],
-  ],
+  ['CLAUDE_SANDBOX', 'sandbox', ['auto', 'required', 'off'], ['on', 'none', 'Auto', 'auto,off']],
   ['CLAUDE_TOOLS', 'tools', ['', 'default', 'Read, Bash(git log:*)', 'Bash(a b, c), Read', 'mcp__x__y'], ['Bash Read', 'Read\nBash', 'a\0b', 'a\u0085b']],
   ['CLAUDE_ALLOWED_TOOLS', 'allowedTools', ['', 'Read,Bash(npm test)', 'Bash(echo (a b) c)'], ['Bash(a b) Read', 'Read\nBash', 'a\u001bb']],
   [
@@ -104,6 +100,20 @@ test('blanks around the parts of a list are dropped', () => {
   const config = loadConfig({ ...home, ...lists });
   assert.equal(config.settingSources, 'user,local');
   assert.deepEqual(config.corsOrigins, ['https://a.example', 'http://b:81']);
+});
+
+test('CLAUDE_MODEL takes one model, or several', () => {
+  const models = (value: string): readonly string[] => loadConfig({ ...home, CLAUDE_MODEL: value }).models;
+  for (const name of ['sonnet', 'claude-opus-4-1[1m]', 'us.anthropic.claude:0', 'arn:aws/x@20250101']) assert.deepEqual(models(name), [name]);
+  assert.deepEqual(models('sonnet, opus,'), ['sonnet', 'opus']);
+  for (const value of ['-m', 'a b', 'ä', '[x', 'a\nb', 'sonnet, -m']) assert.match(problemsOf({ ...home, CLAUDE_MODEL: value })[0] ?? '', /^CLAUDE_MODEL: expected /);
+});
+
+test('sockets are where systemd or the session has such a place, else in the state folder', () => {
+  const env = { ...home, CLAUDE_STATE_DIR: '/state' };
+  assert.equal(loadConfig({ ...env, RUNTIME_DIRECTORY: '/run/claude-api', XDG_RUNTIME_DIR: '/run/user/1' }).runtimeDir, '/run/claude-api');
+  assert.equal(loadConfig({ ...env, XDG_RUNTIME_DIR: '/run/user/1' }).runtimeDir, '/run/user/1/claude-api');
+  assert.equal(loadConfig({ ...env, XDG_RUNTIME_DIR: 'x' }).runtimeDir, '/state/run');
 });
 
 test('CORS_ORIGINS takes origins as a browser sends them, and * for all', () => {
@@ -233,7 +243,7 @@ test('bypassPermissions is refused as root unless IS_SANDBOX=1', () => {
   assert.equal(loadConfig({ ...env, IS_SANDBOX: '1' }, new Map(), true).permissionMode, 'bypassPermissions');
   assert.equal(loadConfig(env, new Map([['IS_SANDBOX', '1']]), true).childEnv['IS_SANDBOX'], '1');
   assert.equal(loadConfig(env, new Map(), false).permissionMode, 'bypassPermissions');
-  assert.equal(loadConfig(home, new Map(), true).permissionMode, 'acceptEdits');
+  assert.equal(loadConfig(home, new Map(), true).permissionMode, undefined);
 });
 
 test('the environment wins over the file, even with an empty value', () => {
@@ -242,7 +252,7 @@ test('the environment wins over the file, even with an empty value', () => {
   const config = loadConfig({ ...home, ...env }, new Map(Object.entries(file)));
   assert.equal(config.port, 9001);
   assert.equal(config.maxTurns, 7);
-  assert.equal(config.model, undefined);
+  assert.deepEqual(config.models, []);
   assert.equal(config.childEnv['ANTHROPIC_BASE_URL'], 'http://env');
 });
 
@@ -284,7 +294,7 @@ test('the CLI never sees a setting of ours, a stranger, or the session the serve
     CLAUDE_TIMEOUT_SECONDS: '1', CLAUDE_MAX_TURNS: '1', CLAUDE_BINARY_PATH: 'c',
     CLAUDE_MAX_CONCURRENT_REQUESTS: '1', CLAUDE_QUEUE_LIMIT: '1', CLAUDE_QUEUE_SECONDS: '1', CLAUDE_WARM_SECONDS: '1',
     CLAUDE_MODEL: 'm', CLAUDE_TOOLS: 't', CLAUDE_ALLOWED_TOOLS: 't', CLAUDE_PERMISSION_MODE: 'plan',
-    CLAUDE_SETTING_SOURCES: 'user', CLAUDE_KEEP_DAYS: '1', CLAUDE_STATE_DIR: '/s', CORS_ORIGINS: '*', RATE_LIMIT_PER_MINUTE: '1',
+    CLAUDE_SANDBOX: 'auto', CLAUDE_SETTING_SOURCES: 'user', CLAUDE_KEEP_DAYS: '1', CLAUDE_STATE_DIR: '/s', CORS_ORIGINS: '*', RATE_LIMIT_PER_MINUTE: '1',
     MAX_BODY_BYTES: '2048', SHUTDOWN_SECONDS: '1',
   };
   assert.deepEqual(Object.keys(valid).sort(), [...settingNames].sort());

@@ -11,6 +11,7 @@ const notFound = new Problem('claude_not_found', 'Install the CLI.');
 class Scene {
   version: string | undefined = '2.1.331';
   isDraining = false;
+  isReady = true;
   probes = 0;
   readonly lines: LogLine[] = [];
   readonly monitor: HealthMonitor;
@@ -22,7 +23,7 @@ class Scene {
       return this.version;
     };
     const log = createLog('json', { write: (line) => this.lines.push(JSON.parse(line) as LogLine) });
-    this.monitor = createHealthMonitor(probeVersion, () => this.isDraining, log, retryMs);
+    this.monitor = createHealthMonitor({ probeVersion, isDraining: () => this.isDraining, isReady: () => this.isReady, log, retryMs });
   }
 
   get status(): string {

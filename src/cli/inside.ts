@@ -1,0 +1,223 @@
+import { randomUUID } from 'node:crypto';
+import { mkdir, realpath, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { loginFilePath } from '../host/login.ts';
+import type { Log } from '../log.ts';
+import { describeBug, type Problem } from '../problem.ts';
+import { createApiProxy } from '../sandbox/api-proxy.ts';
+import { createCredentials } from '../sandbox/credentials.ts';
+import { sandboxEnv } from '../sandbox/environment.ts';
+import { createLoginFile, refreshByCli } from '../sandbox/login-file.ts';
+import { inside, openFilter, rootOptions, sandboxArgv, writeOwnFiles, type Folders, type Machine } from '../sandbox/sandbox.ts';
+import { trialProgram, trySandbox, type Trial } from '../sandbox/trial.ts';
+import { createUpstream } from '../sandbox/upstream.ts';
+import { sandboxUnavailable } from './outcome.ts';
+import { claudeNotFound, findProgram } from './program.ts';
+import { endMarked, markerName } from './strays.ts';
+import { tryTurn } from './trial-turn.ts';
+import { cliArguments, defaultEnv, type CliConfig, type CliRights, type Way } from './way.ts';
+
+/** The CLI in a sandbox, with the API behind the API proxy. */
+export interface Inside extends Way {
+  /** Tries whether it works, with the CLI that is there now: its version, and a turn at no cost. Throws `claude_not_found`. */
+  try(): Promise<Trial>;
+  /** The operator's variables that stay outside, by name. */
+  leftOut(): readonly string[];
+}
+
+interface InsideOptions {
+  /** What its trials carry. */
+  readonly marker: string;
+  /** The server's own folder for sockets; emptied at the first trial. */
+  readonly socketFolder: string;
+  readonly log: Log;
+}
+
+/** The CLI that is there now, and the login it would be given: what a trial is good for. */
+interface Present {
+  readonly key: string;
+  readonly claude: string;
+  readonly placeholders: Readonly<Record<string, string>>;
+}
+
+/** What a trial found to work: this CLI, with this kind of login. */
+interface Tried {
+  readonly key: string;
+  readonly machine: Machine;
+  readonly models: readonly string[];
+}
+
+// A cold machine of 1 GB takes seconds for the first start.
+const trialTimeoutMs = 60_000;
+
+const socketName = 's';
+
+/**
+ * The whole of Claude Code but for what needs a person, a clock or a background. What a new CLI brings is added after a
+ * test; there is no WebFetch without a network.
+ */
+const sandboxedTools = 'Task,Bash,Glob,Grep,Read,Edit,Write,NotebookEdit,TaskStop,ToolSearch,WebSearch';
+
+// The CLI asks it by itself for small things, whatever the dialogue's own model is.
+const smallModel = 'haiku';
+
+/** What the CLI may do in a sandbox: everything it has there, unasked, unless the operator narrows it. */
+export function rightsInside({ tools, allowedTools, permissionMode, settingSources }: CliConfig): CliRights {
+  return {
+    tools: tools ?? sandboxedTools,
+    allowedTools,
+    permissionMode: permissionMode ?? 'bypassPermissions',
+    settingSources: settingSources ?? 'user',
+  };
+}
+
+/** The sandboxed way. Starts nothing yet. Throws TypeError for an ANTHROPIC_BASE_URL that is no URL. */
+export function createInside(config: CliConfig, { marker, socketFolder, log }: InsideOptions): Inside {
+  const { childEnv } = config;
+  const pathVariable = childEnv['PATH'] ?? '';
+  const ownFiles = join(config.stateDir, 'sandbox');
+  const rights = rightsInside(config);
+  const gateway = gatewayOf(childEnv);
+  const credentials = createCredentials(childEnv, createLoginFile(loginFilePath(childEnv), refreshLogin));
+  let tried: Tried | undefined;
+  let trying: Promise<Trial> | undefined;
+  const proxy = createApiProxy({
+    upstream: createUpstream({ baseUrl: gateway ?? 'https://api.anthropic.com', env: childEnv }),
+    credentials,
+    rules: () => ({ models: allowedModels(config, tried?.models ?? []), isWebSearchAllowed: hasTool(rights.tools, 'WebSearch') }),
+    log,
+  });
+
+  async function refreshLogin(): Promise<void> {
+    const binary = await findProgram(config.claudeBinary, pathVariable);
+    if (binary !== undefined) await refreshByCli({ binary, env: childEnv });
+  }
+
+  function environment(placeholders: Readonly<Record<string, string>>): ReturnType<typeof sandboxEnv> {
+    const ours = { ...defaultEnv, ...subagentModel(config), ...childEnv };
+    return sandboxEnv(ours, placeholders, { socket: socketName, isGateway: gateway !== undefined });
+  }
+
+  async function present(): Promise<Present> {
+    const found = await findProgram(config.claudeBinary, pathVariable);
+    const claude = found === undefined ? undefined : await realpath(found).catch(() => undefined);
+    if (claude === undefined) throw claudeNotFound();
+    const { ino, mtimeMs, size } = await stat(claude);
+    const placeholders = await credentials.placeholders();
+    return { key: JSON.stringify([claude, ino, mtimeMs, size, placeholders]), claude, placeholders };
+  }
+
+  async function tryNow(): Promise<Trial> {
+    const { key, claude, placeholders } = await present();
+    const bwrap = await findProgram('bwrap', pathVariable);
+    if (bwrap === undefined) return { works: false, reason: 'bubblewrap is not installed (apt install bubblewrap).', isLasting: true };
+    try {
+      if (tried === undefined) await rm(socketFolder, { recursive: true, force: true });
+      if (!writeOwnFiles(ownFiles, process.getuid?.() ?? 0, process.getgid?.() ?? 0)) {
+        return { works: false, reason: `there is no seccomp filter for ${process.arch}.`, isLasting: true };
+      }
+      const machine = { bwrap, claude, node: process.execPath, ownFiles, root: rootOptions() };
+      const { trial, models } = await tryOn(machine, Object.keys(placeholders).length > 0 ? placeholders : anyLogin);
+      if (trial.works) tried = { key, machine, models };
+      return trial;
+    } catch (error) {
+      return { works: false, reason: `CLAUDE_STATE_DIR cannot be used for it: ${describeBug(error)}`, isLasting: false };
+    } finally {
+      await endMarked(marker);
+    }
+  }
+
+  async function tryOn(machine: Machine, placeholders: Present['placeholders']): Promise<{ trial: Trial; models: readonly string[] }> {
+    const api = join(socketFolder, 'trial');
+    const folders = await trialFolders(join(ownFiles, 'trial'));
+    const { env } = environment(placeholders);
+    const withMarker = { ...env, [markerName]: marker };
+    const args = sandboxArgv(machine, folders, trialProgram);
+    const trial = await trySandbox({ command: machine.bwrap, args, env: withMarker, filter: openFilter(machine) }, trialTimeoutMs);
+    if (!trial.works) return { trial, models: [] };
+    const sessionId = randomUUID();
+    const startedAt = performance.now();
+    const program = [inside.claude, ...cliArguments(config, rights), `--session-id=${sessionId}`];
+    const command = { command: machine.bwrap, args: sandboxArgv(machine, { ...folders, api }, program) };
+    const launch = { ...command, env, cwd: '/', marker, sessionId, isInPlace: () => true };
+    const turn = await tryTurn({ launch, openFilter: () => openFilter(machine), socketFolder: api, log, timeoutMs: trialTimeoutMs });
+    await rm(join(ownFiles, 'trial'), { recursive: true, force: true });
+    const durationMs = trial.durationMs + performance.now() - startedAt;
+    if ('models' in turn) return { trial: { ...trial, durationMs }, models: turn.models };
+    return { trial: { works: false, reason: turn.problem, isLasting: durationMs < trialTimeoutMs }, models: [] };
+  }
+
+  /** What works now; tried again where CLI or login are others than those that were tried. */
+  async function ready(): Promise<Tried & Pick<Present, 'placeholders'>> {
+    const { key, placeholders } = await present();
+    if (tried?.key !== key) {
+      trying ??= tryNow().finally(() => (trying = undefined));
+      const trial = await trying;
+      if (!trial.works) throw unavailable(trial.reason);
+    }
+    if (tried === undefined) throw sandboxUnavailable();
+    return { ...tried, placeholders };
+  }
+
+  return {
+    try: tryNow,
+    leftOut: () => environment({}).leftOut,
+
+    async launch(options, { home, work, tmp }, number) {
+      const { machine, placeholders } = await ready();
+      const socket = join(socketFolder, String(number));
+      const api = await proxy.open(socket).catch((error: unknown) => {
+        throw unavailable(describeBug(error) ?? '');
+      });
+      return {
+        command: machine.bwrap,
+        args: sandboxArgv(machine, { home, work, tmp, api: socket }, [inside.claude, ...cliArguments(config, rights), ...options]),
+        env: environment(placeholders).env,
+        cwd: '/',
+        sandbox: { openFilter: () => openFilter(machine), api, maxRequests: 10 * config.maxTurns },
+      };
+    },
+
+    async probeVersion() {
+      const trial = await tryNow();
+      if (!trial.works) throw unavailable(trial.reason);
+      return trial.version;
+    },
+
+    close: () => proxy.close(),
+  };
+}
+
+function unavailable(reason: string): Problem {
+  return sandboxUnavailable().with({ cause: new Error(reason) });
+}
+
+// Without a login the CLI would not ask at all, and the trial would show nothing.
+const anyLogin = { ANTHROPIC_AUTH_TOKEN: 'placeholder' };
+
+async function trialFolders(top: string): Promise<Folders> {
+  await rm(top, { recursive: true, force: true });
+  const folders = { home: join(top, 'home'), work: join(top, 'work'), tmp: join(top, 'tmp') };
+  for (const path of Object.values(folders)) await mkdir(path, { recursive: true, mode: 0o700 });
+  return folders;
+}
+
+/** The operator's own address in the place of Anthropic's. */
+function gatewayOf(childEnv: Readonly<Record<string, string>>): string | undefined {
+  const given = childEnv['ANTHROPIC_BASE_URL']?.trim();
+  return given && !/^https:\/\/api\.anthropic\.com\/?$/.test(given) ? given : undefined;
+}
+
+function subagentModel({ models: [model] }: CliConfig): Record<string, string> {
+  return model === undefined ? {} : { CLAUDE_CODE_SUBAGENT_MODEL: model };
+}
+
+/** The models a sandbox may ask for: those the operator names, anywhere, or the CLI's own choice. */
+function allowedModels({ models, childEnv }: CliConfig, learnt: readonly string[]): readonly string[] {
+  const named = Object.entries(childEnv).filter(([name]) => /^ANTHROPIC_.*MODEL$|^CLAUDE_CODE_SUBAGENT_MODEL$/.test(name));
+  return [...(models.length > 0 ? models : learnt), ...named.map(([, model]) => model), smallModel];
+}
+
+function hasTool(tools: string, name: string): boolean {
+  return tools.split(',').some((tool) => tool.trim() === name || tool.trim() === 'default');
+}

@@ -1,0 +1,94 @@
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+import { loginFolder } from '../host/login.ts';
+import { Problem } from '../problem.ts';
+import { claudeNotFound, findProgram, versionOf, type Command } from './program.ts';
+import { endMarked, markerName } from './strays.ts';
+import { projectName, type UserFolders } from './users.ts';
+import { cliArguments, defaultEnv, type CliConfig, type CliRights, type Way } from './way.ts';
+
+// What the CLI confines by itself to the user's folders.
+const fileTools = ['Read', 'Write', 'Edit', 'Glob', 'Grep'];
+
+/** The CLI as an ordinary process of the service user. `marker` is what its probes carry. Starts nothing yet. */
+export async function createOutside(config: CliConfig, marker: string): Promise<Way> {
+  const pathVariable = config.childEnv['PATH'] ?? '';
+  const setpriv = await findSetpriv(pathVariable);
+  let tooOld: Problem | undefined;
+
+  async function commandLine(): Promise<Command> {
+    const binary = await findProgram(config.claudeBinary, pathVariable);
+    if (binary === undefined) throw claudeNotFound();
+    // With setpriv the kernel ends the CLI when the server dies, even by SIGKILL; it execs, so the pid stays the CLI's.
+    return setpriv === undefined ? { command: binary, args: [] } : { command: setpriv, args: ['--pdeathsig', 'KILL', '--', binary] };
+  }
+
+  return {
+    async launch(options, folders) {
+      const { command, args } = await commandLine();
+      if (tooOld !== undefined) throw tooOld;
+      const own = cliArguments(config, rightsOutside(config));
+      return { command, args: [...args, ...own, ...options], env: outsideEnv(config.childEnv, folders), cwd: folders.work };
+    },
+
+    async probeVersion() {
+      tooOld = undefined;
+      try {
+        return await versionOf(await commandLine(), { ...config.childEnv, ...outsideDefaults, [markerName]: marker });
+      } catch (error) {
+        // A wrapper that hangs is not ended with what it started.
+        await endMarked(marker);
+        if (error instanceof Problem && error.code === 'claude_too_old') tooOld = error;
+        throw error;
+      }
+    },
+
+    close() {},
+  };
+}
+
+/**
+ * What the CLI may do without a sandbox: the five file tools and their rules; more only where the operator switched the
+ * sandbox off, since with it each end user can do what the service user can.
+ */
+export function rightsOutside({ sandbox, tools, allowedTools, permissionMode, settingSources = '' }: CliConfig): CliRights {
+  if (sandbox === 'off') {
+    return { tools: tools ?? fileTools.join(','), allowedTools, permissionMode: permissionMode ?? 'acceptEdits', settingSources };
+  }
+  const asked = tools?.split(',').map((name) => name.trim()) ?? fileTools;
+  const safe = fileTools.filter((name) => asked.includes(name)).join(',');
+  return { tools: safe, allowedTools: '', permissionMode: 'acceptEdits', settingSources };
+}
+
+const outsideDefaults: Readonly<Record<string, string>> = {
+  // Without it the CLI itself puts any file named as @path into the request, with no permission check (fact 4).
+  CLAUDE_CODE_DISABLE_ATTACHMENTS: '1',
+  ...defaultEnv,
+};
+
+/**
+ * The CLI's environment: the operator's variables over our defaults, and over both where this user's files are. The login
+ * stays where the operator's own CLI keeps it.
+ */
+export function outsideEnv(
+  childEnv: Readonly<Record<string, string>>,
+  { home, tmp }: Pick<UserFolders, 'home' | 'tmp'>,
+): Record<string, string> {
+  return {
+    ...outsideDefaults,
+    ...childEnv,
+    CLAUDE_CONFIG_DIR: home,
+    CLAUDE_SECURESTORAGE_CONFIG_DIR: loginFolder(childEnv),
+    CLAUDE_CODE_PROJECT_DIR_NAME: projectName,
+    CLAUDE_CODE_TMPDIR: tmp,
+    TMPDIR: tmp,
+  };
+}
+
+/** util-linux's setpriv, or undefined where there is none or a sandbox does not let it work (fact 35). */
+async function findSetpriv(pathVariable: string): Promise<string | undefined> {
+  const setpriv = await findProgram('setpriv', pathVariable);
+  if (setpriv === undefined) return undefined;
+  const works = promisify(execFile)(setpriv, ['--pdeathsig', 'KILL', '--', setpriv, '--version'], { timeout: 10_000 });
+  return works.then(() => setpriv, () => undefined);
+}

@@ -1,0 +1,70 @@
+import type { Config } from '../env.ts';
+import type { Launch } from './launch.ts';
+import type { UserFolders } from './users.ts';
+
+/** One of the two ways the CLI is run: behind the walls of a sandbox, or as an ordinary process with rules of its own. */
+export interface Way {
+  /**
+   * What this way has to say of one start: `number` is the process's own. `options` are the CLI's for the session. Throws
+   * Problem `claude_not_found`, `claude_too_old` as the last probe found, and `sandbox_unavailable`.
+   */
+  launch(options: readonly string[], folders: UserFolders, number: number): Promise<WayLaunch>;
+  /** The CLI's version, by starting it in this way. Throws Problem as `launch` does. */
+  probeVersion(): Promise<string>;
+  /** Ends what the way itself has open. */
+  close(): void;
+}
+
+type WayLaunch = Pick<Launch, 'command' | 'args' | 'env' | 'cwd' | 'sandbox'>;
+
+/** What of the settings decides how the CLI is run. */
+export type CliConfig = Pick<
+  Config,
+  | 'allowedTools' | 'childEnv' | 'claudeBinary' | 'keepDays' | 'maxTurns' | 'models' | 'permissionMode' | 'runtimeDir' | 'sandbox'
+  | 'settingSources' | 'stateDir' | 'tools'
+>;
+
+/** What the CLI may do, decided by the way it is run. */
+export interface CliRights {
+  readonly tools: string;
+  readonly allowedTools: string;
+  readonly permissionMode: string;
+  readonly settingSources: string;
+}
+
+/** The CLI's environment in both ways unless the operator says otherwise; each saves time or closes a hole. */
+export const defaultEnv: Readonly<Record<string, string>> = {
+  // The transcript is on disk before the answer is out, so a crash right after loses nothing (fact 14).
+  CLAUDE_CODE_EAGER_FLUSH: '1',
+  CLAUDE_CODE_DISABLE_AUTO_MEMORY: '1',
+  // No "git status" in the user's folder, and with it whatever a planted .git/config names as fsmonitor (fact 25).
+  CLAUDE_CODE_DISABLE_GIT_INSTRUCTIONS: '1',
+  // Both make results nobody asked for, in the middle of somebody else's turn (fact 6).
+  CLAUDE_CODE_DISABLE_BACKGROUND_TASKS: '1',
+  CLAUDE_CODE_DISABLE_CRON: '1',
+  CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
+  DISABLE_AUTOUPDATER: '1',
+  // 401 and 5xx are tried for three minutes otherwise (fact 10).
+  CLAUDE_CODE_MAX_RETRIES: '2',
+};
+
+/** The CLI's arguments but for the session. Each is one token, so that no value is taken for another option. Never the prompt. */
+export function cliArguments(config: Pick<CliConfig, 'keepDays' | 'maxTurns' | 'models'>, rights: CliRights): string[] {
+  const { keepDays, maxTurns, models } = config;
+  return [
+    '-p',
+    '--input-format=stream-json',
+    '--output-format=stream-json',
+    '--verbose',
+    '--include-partial-messages',
+    `--tools=${rights.tools}`,
+    `--permission-mode=${rights.permissionMode}`,
+    `--setting-sources=${rights.settingSources}`,
+    '--strict-mcp-config',
+    '--disable-slash-commands',
+    `--settings=${JSON.stringify({ cleanupPeriodDays: keepDays })}`,
+    `--max-turns=${maxTurns}`,
+    ...models.slice(0, 1).map((model) => `--model=${model}`),
+    ...(rights.allowedTools === '' ? [] : [`--allowedTools=${rights.allowedTools}`]),
+  ];
+}

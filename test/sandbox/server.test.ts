@@ -1,0 +1,191 @@
+import assert from 'node:assert/strict';
+import { copyFile, mkdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { anthropicKey, refuse, startMessagesApi } from '../messages-api.ts';
+import { fakeClaude, makeHome, RunningServer, startServer, until, within } from '../running-server.ts';
+import { asUserScript, makeSandboxedHome, runningWith, startSandboxedServer, testSandboxed } from '../sandboxed.ts';
+
+/** A server that is expected to end by itself: its exit code and what it says. */
+async function endOf(home: string, env: Readonly<Record<string, string | undefined>>, wrapper: readonly string[] = [asUserScript]): Promise<[number | null, string]> {
+  const server = new RunningServer(home, { ANTHROPIC_API_KEY: anthropicKey, ...env }, wrapper);
+  const code = await server.ended();
+  return [code, server.stderr];
+}
+
+/** A PATH with what the fake CLI needs, and without bubblewrap. */
+async function pathWithoutBwrap(home: string): Promise<string> {
+  const folder = join(home, 'few-programs');
+  await mkdir(folder);
+  await symlink(process.execPath, join(folder, 'node'));
+  for (const name of ['bash', 'env', 'flock', 'unshare', 'realpath', 'dirname', 'find', 'mount', 'umount', 'mkdir', 'id', 'setpriv', 'sh', 'cat']) {
+    await symlink(`/usr/bin/${name}`, join(folder, name));
+  }
+  return folder;
+}
+
+testSandboxed('a dialogue goes on in its warm process, and after a restart', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const server = await startSandboxedServer(t, {}, home);
+  const first = await server.chat({ prompt: 'hello' });
+  assert.equal(first.body['content'], 'you said: hello', JSON.stringify(first.body));
+  const sessionId = first.body['session_id'];
+  assert.equal((await server.chat({ prompt: 'play pid', session_id: sessionId })).body['content'], '2', 'the second process inside');
+  assert.equal((await server.chat({ prompt: 'hello', session_id: sessionId, user_id: 2 })).body['code'], 'session_not_found');
+  await server.end();
+  assert.deepEqual(await runningWith(home), []);
+  const next = await startSandboxedServer(t, {}, home);
+  const history = await next.chat({ prompt: 'play history', session_id: sessionId });
+  assert.deepEqual(JSON.parse(String(history.body['content'])), ['hello', 'play pid', 'play history']);
+});
+
+testSandboxed('the API is reached with the login that no sandbox has, and its failures are told as they were', async (t) => {
+  const api = await startMessagesApi(t);
+  const server = await startSandboxedServer(t, { ANTHROPIC_BASE_URL: api.url, CLAUDE_MODEL: 'claude-fake' });
+  assert.equal(api.requests.length, 0, 'the trial costs nothing');
+  const first = await server.chat({ prompt: 'play ask hello' });
+  assert.equal(first.body['content'], 'ok', JSON.stringify(first.body));
+  const [request] = api.turns;
+  assert.equal(request?.headers['x-api-key'], anthropicKey);
+  assert.equal(request?.headers['authorization'], undefined);
+  api.script = () => refuse(429, 'rate_limit_error', 'slow down', { 'retry-after': '17' });
+  const limited = await server.chat({ prompt: 'play ask-error 429' });
+  assert.deepEqual([limited.body['code'], limited.headers.get('retry-after')], ['claude_rate_limited', '17']);
+});
+
+testSandboxed('what may be seen of the sandbox in /health and the log', async (t) => {
+  const server = await startSandboxedServer(t, { CLAUDE_CODE_EXTRA_BODY: '{}', HTTPS_PROXY: 'http://127.0.0.1:1', DISABLE_TELEMETRY: '1' });
+  const health = (await (await server.request('/health')).json()) as Record<string, unknown>;
+  assert.deepEqual([health['sandbox'], health['claude_version']], ['on', '2.1.331']);
+  const line = await server.logged('sandbox');
+  assert.deepEqual([line['sandbox'], line['left_out']], ['on', 'CLAUDE_CODE_EXTRA_BODY,HTTPS_PROXY']);
+});
+
+testSandboxed('nothing is left of turns that hang, go deaf or leave something behind', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const server = await startSandboxedServer(t, { CLAUDE_TIMEOUT_SECONDS: '1', SHUTDOWN_SECONDS: '0' }, home);
+  for (const [userId, prompt] of [[1, 'play hang'], [2, 'play deaf'], [3, 'play grandchild'], [4, 'play clean-child']] as const) {
+    const reply = await within(prompt, 20_000, server.chat({ prompt, user_id: userId }));
+    assert.equal(reply.body['code'], 'claude_timeout', prompt);
+    await until(`nothing left of ${prompt}`, async () => ((await runningWith(`/users/${userId}/home`)).length === 0 ? true : undefined));
+  }
+});
+
+testSandboxed('a server that is killed takes all sandboxes along', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const server = await startSandboxedServer(t, {}, home);
+  const turn = server.chat({ prompt: 'play grandchild' }).catch(() => {});
+  await until('a running sandbox', async () => ((await runningWith(`${home}/state/users/1`)).length > 0 ? true : undefined));
+  await server.end('SIGKILL');
+  await turn;
+  await until('nothing left', async () => ((await runningWith(home)).length === 0 ? true : undefined));
+});
+
+testSandboxed('a folder that is removed under a warm process makes the turn start anew, and a planted one starts nothing', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const server = await startSandboxedServer(t, {}, home);
+  const work = join(home, 'state/users/1/work');
+  const first = await server.chat({ prompt: 'hello' });
+  await rm(work, { recursive: true });
+  const next = await server.chat({ prompt: 'play history', session_id: first.body['session_id'] });
+  assert.deepEqual(JSON.parse(String(next.body['content'])), ['hello', 'play history']);
+  await rename(work, `${work}.old`);
+  await symlink('/etc', work);
+  const planted = await server.chat({ prompt: 'hello', session_id: first.body['session_id'] });
+  assert.deepEqual([planted.status, planted.body['code']], [503, 'storage_unavailable']);
+});
+
+testSandboxed('a sandbox that cannot be made fails the turn, three in a row make the server unavailable, and it heals', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const server = await startSandboxedServer(t, {}, home);
+  const ownFiles = join(home, 'state/sandbox');
+  for (let i = 0; i < 3; i += 1) {
+    assert.equal((await server.request('/health')).status, 200);
+    await rm(join(ownFiles, 'seccomp'), { force: true });
+    const reply = await server.chat({ prompt: 'hello', user_id: 10 + i });
+    assert.deepEqual([reply.status, reply.body['code']], [503, 'sandbox_unavailable'], JSON.stringify(reply.body));
+  }
+  assert.equal((await server.request('/health')).status, 503);
+  await until('the server to find that it works again', async () => ((await server.request('/health')).status === 200 ? true : undefined), 20_000);
+  assert.equal((await server.chat({ prompt: 'hello', user_id: 20 })).status, 200);
+});
+
+testSandboxed('a CLI that was updated is tried again before it is used, and never run without the sandbox', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const binary = join(home, 'claude');
+  await copyFile(fakeClaude, binary);
+  const server = await startSandboxedServer(t, { CLAUDE_BINARY_PATH: binary }, home);
+  assert.equal((await server.chat({ prompt: 'hello' })).status, 200);
+  const replace = async (text: string): Promise<void> => {
+    await writeFile(`${binary}.new`, text, { mode: 0o755 });
+    await rename(`${binary}.new`, binary);
+  };
+  await replace('#!/bin/sh\nexit 3\n');
+  const broken = await server.chat({ prompt: 'hello', user_id: 2 });
+  assert.deepEqual([broken.status, broken.body['code']], [503, 'sandbox_unavailable']);
+  await replace(`${await readFile(fakeClaude, 'utf8')}\n// newer\n`);
+  assert.equal((await server.chat({ prompt: 'hello', user_id: 2 })).status, 200);
+});
+
+testSandboxed('without bubblewrap auto gives the five tools and says why, required ends the server', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const PATH = await pathWithoutBwrap(home);
+  const server = await startSandboxedServer(t, { PATH, CLAUDE_SANDBOX: 'auto', CLAUDE_TOOLS: 'Bash,Read', CLAUDE_ALLOWED_TOOLS: 'Bash' }, home);
+  const health = (await (await server.request('/health')).json()) as Record<string, unknown>;
+  assert.equal(health['sandbox'], 'bubblewrap is not installed (apt install bubblewrap).');
+  const argv = JSON.parse(String((await server.chat({ prompt: 'play argv' })).body['content'])) as string[];
+  assert.ok(argv.includes('--tools=Read') && argv.includes('--permission-mode=acceptEdits') && argv.includes('--setting-sources='), argv.join(' '));
+  assert.ok(!argv.some((argument) => argument.startsWith('--allowedTools')), 'what only a sandbox makes harmless');
+  await server.end();
+  assert.deepEqual(await endOf(home, { PATH, CLAUDE_SANDBOX: 'required' }), [
+    78, 'claude-api: CLAUDE_SANDBOX is required, and there is no sandbox: bubblewrap is not installed (apt install bubblewrap).\n',
+  ]);
+});
+
+testSandboxed('where a sandboxed process ever ran there is no way back', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const server = await startSandboxedServer(t, {}, home);
+  await server.chat({ prompt: 'hello' });
+  await server.end();
+  const [offCode, offWords] = await endOf(home, { CLAUDE_SANDBOX: 'off' });
+  assert.deepEqual([offCode, /a new CLAUDE_STATE_DIR/.test(offWords)], [78, true], offWords);
+  const [autoCode, autoWords] = await endOf(home, { CLAUDE_SANDBOX: 'auto', PATH: await pathWithoutBwrap(home) });
+  assert.deepEqual([autoCode, /bubblewrap is not installed.*a new CLAUDE_STATE_DIR/.test(autoWords)], [78, true], autoWords);
+});
+
+testSandboxed('from the five tools into the sandbox a dialogue goes on', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const before = await startSandboxedServer(t, { CLAUDE_SANDBOX: 'off' }, home);
+  const first = await before.chat({ prompt: 'hello' });
+  await before.end();
+  const server = await startSandboxedServer(t, {}, home);
+  const reply = await server.chat({ prompt: 'play history', session_id: first.body['session_id'] });
+  assert.deepEqual(JSON.parse(String(reply.body['content'])), ['hello', 'play history']);
+});
+
+testSandboxed('a socket whose path is too long for the kernel is said at the start', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const [code, words] = await endOf(home, { CLAUDE_SANDBOX: 'required', RUNTIME_DIRECTORY: join(home, 'x'.repeat(80)) });
+  assert.deepEqual([code, /socket has \d+ bytes/.test(words)], [78, true], words);
+});
+
+testSandboxed('chats that come while the sandbox is tried wait for it, and /health says so', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const slow = join(home, 'claude');
+  const fake = await readFile(fakeClaude, 'utf8');
+  const [head = '', rest = ''] = [fake.slice(0, fake.indexOf('\n') + 1), fake.slice(fake.indexOf('\n') + 1)];
+  await writeFile(slow, `${head}if (process.argv[2] === '--version') await new Promise((resolve) => setTimeout(resolve, 1000));\n${rest}`, { mode: 0o755 });
+  const server = await startServer(t, { CLAUDE_SANDBOX: 'required', CLAUDE_BINARY_PATH: slow, ANTHROPIC_API_KEY: anthropicKey }, home, [asUserScript]);
+  const waiting = server.chat({ prompt: 'hello' });
+  const response = await server.request('/health');
+  const { status, detail } = (await response.json()) as Record<string, unknown>;
+  assert.deepEqual([response.status, status, /is trying its sandbox/.test(String(detail))], [503, 'unavailable', true]);
+  assert.equal((await waiting).body['content'], 'you said: hello');
+  assert.equal((await server.request('/health')).status, 200);
+});
+
+test('root has no sandbox', { skip: process.getuid?.() !== 0 && 'needs root: how a server of root refuses' }, async (t: TestContext) => {
+  const home = await makeHome(t);
+  const [code, words] = await endOf(home, { CLAUDE_SANDBOX: 'required' }, ['env']);
+  assert.deepEqual([code, /run it as an ordinary user/.test(words)], [78, true], words);
+});
