@@ -97,7 +97,7 @@ test('npm run dev: one Ctrl-C reaches the server once, and a running turn finish
   const env = { PATH: process.env['PATH'], HOME: home, HOST: '127.0.0.1', PORT: '0', CLAUDE_API_KEY: apiKey, CLAUDE_BINARY_PATH: fakeClaude };
   // A group of its own, to which the signal goes as it does from a terminal: to npm, the watcher and the server at once.
   const dev = spawn('npm', ['run', '--silent', 'dev'], { cwd: root, env, detached: true, stdio: ['ignore', 'pipe', 'inherit'] });
-  const { pid = 0 } = dev;
+  const pid = dev.pid ?? assert.fail('npm cannot be run');
   t.after(() => (dev.exitCode ?? dev.signalCode) !== null || process.kill(-pid, 'SIGKILL'));
   let output = '';
   dev.stdout.setEncoding('utf8').on('data', (text: string) => (output += text));
