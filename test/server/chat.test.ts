@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { chmod, copyFile, mkdir, readFile, realpath, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -148,6 +149,26 @@ for (const forgery of ['another-init', 'another-result', 'no-session', 'cost-neg
     assertAnswer(await server.chat({ prompt: 'on', user_id: 2, session_id: idOf(other) }), 'you said: on');
   });
 }
+
+test('what lies in tmp goes with the last process of its user, and not before', async (t) => {
+  const home = await makeHome(t);
+  const binary = join(home, 'claude');
+  const server = await startServer(t, { ...withoutWarm, CLAUDE_BINARY_PATH: binary }, home);
+  assertProblem(await server.chat({ prompt: 'a start that fails is none' }), 503, 'claude_not_found');
+  await copyFile(fakeClaude, binary);
+  await chmod(binary, 0o755);
+  await server.chat({ prompt: 'hello' });
+  await noneLeft(home, server.pid);
+  const running = server.chat({ prompt: 'play slow 1500' });
+  await until('the CLI to run', async () => (await server.leftovers()).length === 1 || undefined);
+  const file = join(home, 'state/users/1/tmp/file');
+  await writeFile(file, '');
+  await server.chat({ prompt: 'beside it' });
+  await until('the second one to be gone', async () => (await server.leftovers()).length === 1 || undefined);
+  assert.ok(existsSync(file), 'while one is left');
+  assertAnswer(await running, 'after 1500');
+  await until('tmp to be empty', () => !existsSync(file) || undefined);
+});
 
 test('a process that says something between two turns is not used again', async (t) => {
   const server = await startServer(t);

@@ -43,6 +43,15 @@ test('a cost that cannot be is no protocol to go on with', async () => {
   for (const costUsd of [0, 0.25, 1000]) assert.equal((await endWith(costUsd)).costUsd, costUsd);
 });
 
+test('a process whose turn ended with a problem gets no further one', () => {
+  for (const [isError, isReady] of [[false, true], [true, false]] as const) {
+    const dialogue = new Dialogue('a', false, () => {});
+    void dialogue.begin(() => {});
+    for (const event of [init, { type: 'result', ...refused, isError } as const]) dialogue.hear(event);
+    assert.equal(dialogue.isReady, isReady);
+  }
+});
+
 test('what is said between two turns spoils the process for the next one', () => {
   for (const late of [init, { type: 'result', ...refused } as const]) {
     const dialogue = new Dialogue('a', false, () => {});

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, realpathSync, renameSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -149,11 +150,15 @@ test('what a user plants in the place of a transcript is no session of theirs', 
   const { users, root } = await makeUsers(t);
   const foreign = writeTranscript(root, 1, id);
   const folder = join(root, '2/home/projects/work');
+  const socket = createServer();
+  t.after(() => socket.close());
   const planted: Record<string, (path: string) => void> = {
     link: (path) => symlinkSync(foreign, path),
     'dangling link': (path) => symlinkSync('/nowhere', path),
     folder: (path) => mkdirSync(path),
     FIFO: (path) => execFileSync('mkfifo', [path]),
+    // It is bound before listen returns.
+    socket: (path) => void socket.listen(path),
     'empty file': (path) => writeFileSync(path, ''),
   };
   for (const [what, plant] of Object.entries(planted)) {
