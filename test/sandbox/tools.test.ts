@@ -1,0 +1,117 @@
+import assert from 'node:assert/strict';
+import { readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { anthropicKey, attempt, callTools, holds, say, startMessagesApi, toolNamesOf, toolResultsOf } from '../messages-api.ts';
+import { testWithRealClis, until } from '../running-server.ts';
+import { chownAll, makeSandboxedHome, noSandbox, runningWith, startSandboxedServer } from '../sandboxed.ts';
+
+// Found by ToolSearch only; the CLI offers these names in its place.
+const searched = new Set(['DeferredToolPlaceholder']);
+
+// What the CLI has besides: it asks a person, waits for a clock, runs in the background, or reaches a network there is not.
+const absent = ['WebFetch', 'AskUserQuestion', 'CronCreate', 'Monitor', 'ScheduleWakeup', 'SendMessage', 'Workflow', 'EnterWorktree', 'ExitPlanMode'];
+
+if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sandbox', async (t, binary) => {
+  const api = await startMessagesApi(t);
+  const home = await makeSandboxedHome(t);
+  const env = { CLAUDE_BINARY_PATH: binary, ANTHROPIC_BASE_URL: api.url, SECRET_OF_THE_SERVER: 'very secret', CLAUDE_MODEL: 'claude-sonnet-5-5' };
+  const server = await startSandboxedServer(t, env, home);
+  const users = join(home, 'state/users');
+  const bash = async (command: string, userId = 1): Promise<string> => {
+    const { results } = await attempt(api, server, [{ name: 'Bash', input: { command } }], { user_id: userId });
+    return results[0]?.text ?? '';
+  };
+
+  await t.test('are there without a question, and no others', async () => {
+    api.script = () => say('ok');
+    await server.chat({ prompt: 'hello' });
+    const offered = toolNamesOf(api.turns.at(-1) ?? assert.fail('asked')).filter((name) => !searched.has(name));
+    assert.deepEqual(offered.sort(), ['Agent', 'Bash', 'Edit', 'Glob', 'Grep', 'Read', 'ToolSearch', 'Write']);
+    const { results } = await attempt(api, server, absent.map((name) => ({ name, input: {} })), {}, absent.length);
+    for (const [i, { text }] of results.entries()) assert.match(text, /No such tool available/, absent[i]);
+  });
+
+  await t.test('work on files, a git repository and a notebook, and a subagent does too', async () => {
+    const calls = [
+      { name: 'Write', input: { file_path: '/work/a.txt', content: 'one\n' } },
+      { name: 'Edit', input: { file_path: '/work/a.txt', old_string: 'one', new_string: 'two' } },
+      { name: 'Grep', input: { pattern: 'two', output_mode: 'content' } },
+      { name: 'Glob', input: { pattern: '*.txt' } },
+      { name: 'Bash', input: { command: 'git init -q . && git add a.txt && git -c user.name=x -c user.email=x@x commit -qm x && git log --oneline | wc -l' } },
+      { name: 'Bash', input: { command: 'perl -ne "print ucfirst" a.txt; node -e "console.log(6 * 7)"' } },
+    ];
+    const { results } = await attempt(api, server, calls, { user_id: 3 });
+    assert.ok(results.every(({ isError }) => !isError), JSON.stringify(results));
+    assert.match(results[2]?.text ?? '', /two/);
+    assert.match(results[3]?.text ?? '', /a\.txt/);
+    assert.equal(results[4]?.text, '1');
+    assert.equal(results[5]?.text, 'Two\n42');
+    assert.equal(await readFile(join(users, '3/work/a.txt'), 'utf8'), 'two\n');
+    let isAsked = false;
+    api.script = (request) => {
+      if (!isAsked) {
+        isAsked = true;
+        return callTools([{ name: 'Agent', input: { description: 'look', prompt: 'look at it', subagent_type: 'general-purpose' } }]);
+      }
+      return request.rawBody.includes('from the subagent') ? say('done') : say('from the subagent');
+    };
+    assert.equal((await server.chat({ prompt: 'delegate', user_id: 3 })).body['content'], 'done');
+  });
+
+  await t.test('see no secret, and no folder of the machine is told to Anthropic', async () => {
+    const seen = await bash('cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr "\\0" "\\n"; cat ~/.claude.json; find / -xdev -type f -name "*.env" 2>/dev/null; cat /proc/2/mountinfo');
+    assert.match(seen, /^ANTHROPIC_AUTH_TOKEN=placeholder$/m);
+    assert.doesNotMatch(seen, new RegExp(`very secret|${anthropicKey}`));
+    for (const request of api.turns) {
+      assert.equal(request.headers['x-api-key'], anthropicKey);
+      assert.ok(!holds(request, anthropicKey));
+    }
+    assert.ok(!holds(api.turns[0] ?? assert.fail('asked'), home));
+  });
+
+  await t.test('reach the API through the same socket, for what the CLI itself asks for and nothing else', async () => {
+    const post = (body: unknown, path = '/v1/messages?beta=true'): string =>
+      `curl -s -m 10 -o /tmp/out -w '%{http_code}\\n' --unix-socket $ANTHROPIC_UNIX_SOCKET http://x${path} -H 'content-type: application/json' -d '${JSON.stringify(body)}'`;
+    const plain = { model: 'claude-sonnet-5-5', max_tokens: 1, messages: [{ role: 'user', content: 'from curl' }] };
+    const before = api.requests.length;
+    const command = [
+      post(plain), post({ ...plain, model: 'claude-dearer-5' }), post({ ...plain, mcp_servers: [] }), post(plain, '/v1/files'),
+      post({ ...plain, tools: [{ type: 'code_execution_20250522', name: 'code_execution' }] }),
+      `(sleep 3; ${post(plain)} >/tmp/late) >/dev/null 2>&1 </dev/null &`,
+    ].join('; ').replace('&;', '&');
+    const lines = (await bash(command, 4)).split('\n');
+    assert.deepEqual(lines, ['200', '402', '402', '402', '402']);
+    const own = api.requests.slice(before).filter((request) => request.rawBody.includes('"max_tokens":1,'));
+    assert.equal(own.length, 1, 'only the allowed one went on');
+    await until('the late one', async () => readFile(join(users, '4/tmp/late'), 'utf8').then((text) => text || undefined, () => undefined));
+    assert.equal(await readFile(join(users, '4/tmp/late'), 'utf8'), '429\n', 'between turns nothing is asked');
+  });
+
+  await t.test('cannot ask for ever: the turn of one who tries is stopped', async () => {
+    const command = 'for i in $(seq 40); do curl -s -m 5 --unix-socket $ANTHROPIC_UNIX_SOCKET http://x/v1/files; done; sleep 60';
+    api.script = (request) => (toolResultsOf(request).length === 0 ? callTools([{ name: 'Bash', input: { command } }]) : say('never'));
+    const reply = await server.chat({ prompt: 'try', user_id: 5 });
+    assert.deepEqual([reply.status, reply.body['code']], [502, 'claude_failed']);
+    assert.match(String(reply.body['detail']), /refused/);
+  });
+
+  await t.test('do what a planted setting says in the own sandbox only, and a server without one does not start there', async () => {
+    api.script = () => say('ok');
+    await server.chat({ prompt: 'hello', user_id: 6 });
+    const hook = { hooks: { UserPromptSubmit: [{ hooks: [{ type: 'command', command: 'id -un >/work/hooked; ls / >>/work/hooked' }] }] } };
+    await writeFile(join(users, '6/home/settings.json'), JSON.stringify(hook));
+    await chownAll(join(users, '6/home'));
+    const fresh = await server.chat({ prompt: 'hello', user_id: 6 });
+    assert.equal(fresh.status, 200);
+    assert.match(await readFile(join(users, '6/work/hooked'), 'utf8'), /^claude\nbin\n/);
+    await rm(join(users, '6/work/hooked'));
+  });
+
+  await t.test('leave nothing running, whatever they start', async () => {
+    const command = 'setsid -f env -i sleep 300.31 >/dev/null 2>&1 </dev/null; nohup sleep 300.31 >/dev/null 2>&1 </dev/null & echo left';
+    assert.equal(await bash(command, 7), 'left');
+    await server.end();
+    assert.deepEqual(await runningWith('sleep 300.31'), []);
+    assert.deepEqual(await runningWith(home), []);
+  });
+});
