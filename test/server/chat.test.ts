@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { chmod, copyFile, mkdir, readFile, realpath, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, readFile, realpath, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { promisify } from 'node:util';
@@ -72,7 +72,8 @@ test("cost is the turn's alone after a restart of the server", async (t) => {
 });
 
 test("another user's session and an unknown one get the same 404, and no process", async (t) => {
-  const server = await startLogged(t);
+  // With more there would be a spare, which is a start of its own.
+  const server = await startLogged(t, { CLAUDE_MAX_CONCURRENT_REQUESTS: '1' });
   const mine = await server.chat({ prompt: 'secret', user_id: 1 });
   const foreign = await server.chat({ prompt: 'play history', user_id: 2, session_id: idOf(mine) });
   const unknown = await server.chat({ prompt: 'play history', user_id: 2, session_id: 'ffffffff-0000-4000-8000-000000000000' });
@@ -149,6 +150,21 @@ for (const forgery of ['another-init', 'another-result', 'no-session', 'cost-neg
     assertAnswer(await server.chat({ prompt: 'on', user_id: 2, session_id: idOf(other) }), 'you said: on');
   });
 }
+
+test('a dialogue older than CLAUDE_KEEP_DAYS is gone after a start, and a younger one is not', async (t) => {
+  const home = await makeHome(t);
+  const transcripts = join(home, 'state/users/1/home/projects/work');
+  const old = join(transcripts, '00000001-0000-4000-8000-000000000000.jsonl');
+  const young = join(transcripts, '00000002-0000-4000-8000-000000000000.jsonl');
+  await mkdir(transcripts, { recursive: true });
+  for (const [path, days] of [[old, 2.1], [young, 1.9]] as const) {
+    await writeFile(path, '{}');
+    await utimes(path, new Date(), new Date(Date.now() - days * 24 * 60 * 60 * 1000));
+  }
+  await startServer(t, { CLAUDE_KEEP_DAYS: '2' }, home);
+  await until('the old one to go', () => !existsSync(old) || undefined);
+  assert.ok(existsSync(young));
+});
 
 test('what lies in tmp goes with the last process of its user, and not before', async (t) => {
   const home = await makeHome(t);
