@@ -141,7 +141,12 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
       return;
     }
     processes.delete(userId);
-    emptying.set(userId, users.emptyTmp(userId).finally(() => emptying.delete(userId)));
+    // One after another: a start that waits for one must not be overtaken by the next.
+    const emptied = (emptying.get(userId) ?? Promise.resolve()).then(() => users.emptyTmp(userId));
+    emptying.set(userId, emptied);
+    void emptied.then(() => {
+      if (emptying.get(userId) === emptied) emptying.delete(userId);
+    });
   }
 
   settle(decide());
