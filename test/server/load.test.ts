@@ -264,8 +264,8 @@ test('a turn that was busy does not count against the limit of its user', async 
   const running = server.chat({ prompt: 'play hang', user_id: 2 }, { signal: AbortSignal.timeout(60_000) });
   await until('the only slot to be taken', async () => ((await statusOf(server))['running'] === 1 ? true : undefined));
   for (let turn = 0; turn < 3; turn += 1) assert.equal((await server.chat({ prompt: 'hello' })).body['code'], 'busy');
-  const [cli = 0] = (await server.leftovers()).filter((line) => line.includes('stream-json')).map((line) => Number.parseInt(line, 10));
-  process.kill(cli, 'SIGKILL');
+  const cli = await until('the CLI', async () => (await server.leftovers()).find((line) => line.includes('stream-json')));
+  process.kill(Number.parseInt(cli, 10), 'SIGKILL');
   assert.equal((await running).status, 502);
   await until('the slot to be free', async () => ((await statusOf(server))['running'] === 0 ? true : undefined));
   const statuses: number[] = [];
