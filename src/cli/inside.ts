@@ -62,7 +62,7 @@ const sandboxedTools = 'Task,Bash,Glob,Grep,Read,Edit,Write,NotebookEdit,TaskSto
 const smallModel = 'haiku';
 
 /** What the CLI may do in a sandbox: everything it has there, unasked, unless the operator narrows it. */
-export function rightsInside({ tools, allowedTools, permissionMode, settingSources }: CliConfig): CliRights {
+export function rightsInside({ tools, allowedTools, permissionMode, settingSources }: Pick<CliConfig, keyof CliRights>): CliRights {
   return {
     tools: tools ?? sandboxedTools,
     allowedTools,

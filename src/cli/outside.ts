@@ -51,12 +51,13 @@ export async function createOutside(config: CliConfig, marker: string): Promise<
  * What the CLI may do without a sandbox: the five file tools and their rules; more only where the operator switched the
  * sandbox off, since with it each end user can do what the service user can.
  */
-export function rightsOutside({ sandbox, tools, allowedTools, permissionMode, settingSources = '' }: CliConfig): CliRights {
+export function rightsOutside(config: Pick<CliConfig, 'sandbox' | keyof CliRights>): CliRights {
+  const { sandbox, tools, allowedTools, permissionMode, settingSources = '' } = config;
   if (sandbox === 'off') {
     return { tools: tools ?? fileTools.join(','), allowedTools, permissionMode: permissionMode ?? 'acceptEdits', settingSources };
   }
-  const asked = tools?.split(',').map((name) => name.trim()) ?? fileTools;
-  const safe = fileTools.filter((name) => asked.includes(name)).join(',');
+  const asked = (tools ?? 'default').split(',').map((name) => name.trim());
+  const safe = fileTools.filter((name) => asked.includes(name) || asked.includes('default')).join(',');
   return { tools: safe, allowedTools: '', permissionMode: 'acceptEdits', settingSources };
 }
 

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Dialogue, type TurnEnd } from '../../../src/cli/dialogue.ts';
+import { Problem } from '../../../src/problem.ts';
 import type { CliEvent, CliResult } from '../../../src/cli/protocol.ts';
 
 const init: CliEvent = { type: 'init', sessionId: 'a', version: '2.1.331' };
@@ -84,4 +85,34 @@ test('a CLI that turns out to be too old for the server is given up on', async (
   dialogue.hear({ type: 'result', ...refused });
   const { outcome } = await end;
   assert.deepEqual([isGivenUp, 'problem' in outcome && outcome.problem.code], [true, 'claude_too_old']);
+});
+
+test('behind the wall of a sandbox nobody is believed about what concerns all: the version, how a process ended', async () => {
+  let isGivenUp = false;
+  const dialogue = new Dialogue('a', true, () => (isGivenUp = true));
+  const end = dialogue.begin(() => {});
+  dialogue.hear({ ...init, version: '1.0.0' });
+  assert.equal(isGivenUp, false);
+  dialogue.hear({ type: 'result', ...refused, isError: false });
+  assert.ok('content' in (await end).outcome);
+  for (const exit of [{ code: 127, signal: null }, { code: 126, signal: null }]) {
+    const unheard = new Dialogue('a', true, () => {});
+    const turn = unheard.begin(() => {});
+    unheard.fail(exit, undefined);
+    const { outcome } = await turn;
+    assert.equal('problem' in outcome && outcome.problem.code, 'claude_failed', String(exit.code));
+  }
+});
+
+test('a turn that is given up ends with that problem, whatever the CLI still says', async () => {
+  let isGivenUp = false;
+  const dialogue = new Dialogue('a', true, () => (isGivenUp = true));
+  const end = dialogue.begin(() => {});
+  dialogue.hear(init);
+  dialogue.giveUp(new Problem('claude_failed', 'enough'));
+  assert.equal(isGivenUp, true);
+  dialogue.hear({ type: 'result', ...refused, isError: false, costUsd: 1 });
+  const { outcome, costUsd } = await end;
+  assert.equal('problem' in outcome && outcome.problem.message, 'enough');
+  assert.equal(costUsd, 1);
 });

@@ -1,8 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { problemOf, sessionNotFound, type ApiTrouble } from '../../../src/cli/outcome.ts';
+import { problemOf, sessionNotFound, withApiReport, type ApiTrouble } from '../../../src/cli/outcome.ts';
 import { howToLogIn } from '../../../src/host/login.ts';
-import type { ProblemCode } from '../../../src/problem.ts';
+import type { TurnEnd } from '../../../src/cli/dialogue.ts';
+import { Problem, type ProblemCode } from '../../../src/problem.ts';
+import type { TurnReport } from '../../../src/sandbox/api-turn.ts';
+import { noTokens } from '../../../src/sandbox/usage.ts';
 import type { CliResult } from '../../../src/cli/protocol.ts';
 
 const nowSeconds = 1_700_000_000;
@@ -100,4 +103,33 @@ test('problemOf: the CLI must not tell an unknown session in other words than th
 
 test('problemOf: the advice to log in is the same everywhere', () => {
   assert.equal(problemOf(refused('Not logged in'), noAuth, nowSeconds)?.message, howToLogIn);
+});
+
+type ApiRow = readonly [told: ProblemCode, failure: TurnReport['lastFailure'], expected: ProblemCode, retryAfterSeconds?: number];
+const failed = (status?: number, type?: string, retryAfterSeconds?: number): TurnReport['lastFailure'] => ({ status, type, retryAfterSeconds });
+const apiRows: readonly ApiRow[] = [
+  ['claude_api_error', failed(401), 'claude_not_authenticated'],
+  ['claude_api_error', failed(429, 'rate_limit_error', 17), 'claude_rate_limited', 17],
+  ['claude_rate_limited', failed(429, 'rate_limit_error'), 'claude_rate_limited', 3],
+  ['claude_api_error', failed(529, 'overloaded_error'), 'claude_overloaded', 30],
+  ['claude_api_error', failed(200, 'overloaded_error', 5), 'claude_overloaded', 5],
+  ['claude_api_error', failed(500, 'api_error'), 'claude_api_error', 3],
+  ['claude_api_error', undefined, 'claude_api_error', 3],
+  // What the CLI says of itself stays: an earlier failure of the API is not its cause.
+  ['max_turns_reached', failed(529), 'max_turns_reached', 3],
+  ['claude_failed', failed(401), 'claude_failed', 3],
+];
+
+test('what the API proxy saw of a failure is truer than what the CLI makes of it', () => {
+  const usual = { tokens: noTokens, requests: 1, refusals: 0, isOutOfTokens: false };
+  const end = (problem: Problem): TurnEnd => ({ wasHeard: true, costUsd: 0.5, outcome: { problem } });
+  for (const [told, lastFailure, expected, retryAfterSeconds] of apiRows) {
+    const { outcome, costUsd } = withApiReport(end(new Problem(told, 'x', { retryAfterSeconds: 3 })), { ...usual, lastFailure });
+    assert.ok('problem' in outcome);
+    assert.deepEqual([outcome.problem.code, outcome.problem.extras.retryAfterSeconds, costUsd], [expected, retryAfterSeconds, 0.5]);
+  }
+  const spent = withApiReport(end(new Problem('claude_api_error', 'x')), { ...usual, lastFailure: undefined, isOutOfTokens: true });
+  assert.equal('problem' in spent.outcome && spent.outcome.problem.code, 'rate_limited');
+  const answer: TurnEnd = { wasHeard: true, costUsd: 0, outcome: { content: 'hello' } };
+  assert.deepEqual(withApiReport(answer, { ...usual, lastFailure: failed(529) }), answer, 'the CLI got over it');
 });

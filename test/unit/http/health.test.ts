@@ -144,3 +144,20 @@ test('what callers do wrong is counted as a turn, not as a failure', () => {
   const { turns, failures } = monitor.counts();
   assert.deepEqual({ turns, failures }, { turns: 4, failures: 1 });
 });
+
+test('three turns in a row without their sandbox make the server unavailable; one that has it counts anew', () => {
+  const noSandbox = new Problem('sandbox_unavailable', 'The sandbox could not be made.');
+  const scene = new Scene();
+  for (const end of [noSandbox, noSandbox, new Problem('claude_failed', ''), noSandbox, noSandbox]) scene.monitor.onTurnEnd(end);
+  assert.equal(scene.status, 'ok');
+  scene.monitor.onTurnEnd(noSandbox);
+  assert.deepEqual([scene.status, scene.events], ['unavailable', ['error claude_unavailable']]);
+});
+
+test('until it is decided how the CLI is run, the server is not ready, and says so', () => {
+  const scene = new Scene();
+  scene.isReady = false;
+  assert.match(String(scene.monitor.health().detail), /is trying its sandbox/);
+  scene.isReady = true;
+  assert.equal(scene.status, 'ok');
+});

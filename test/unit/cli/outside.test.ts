@@ -1,0 +1,33 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { rightsInside } from '../../../src/cli/inside.ts';
+import { rightsOutside } from '../../../src/cli/outside.ts';
+
+const unset = { tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined };
+const fiveTools = 'Read,Write,Edit,Glob,Grep';
+const opened = { tools: 'Bash,Read, Edit', allowedTools: 'Bash', permissionMode: 'bypassPermissions', settingSources: 'project' } as const;
+
+test('without a sandbox there are five file tools and the settings of no user', () => {
+  const rights = { tools: fiveTools, allowedTools: '', permissionMode: 'acceptEdits', settingSources: '' };
+  for (const sandbox of ['auto', 'required', 'off'] as const) assert.deepEqual(rightsOutside({ ...unset, sandbox }), rights);
+});
+
+test('where the sandbox was wanted, what only a sandbox makes harmless stays closed', () => {
+  assert.deepEqual(rightsOutside({ ...opened, sandbox: 'auto' }), {
+    tools: 'Read,Edit', allowedTools: '', permissionMode: 'acceptEdits', settingSources: 'project',
+  });
+  assert.equal(rightsOutside({ ...unset, tools: 'default', sandbox: 'auto' }).tools, fiveTools);
+  assert.equal(rightsOutside({ ...unset, tools: '', sandbox: 'auto' }).tools, '');
+});
+
+test('with CLAUDE_SANDBOX=off the operator may open what they like', () => {
+  assert.deepEqual(rightsOutside({ ...opened, sandbox: 'off' }), opened);
+});
+
+test('in the sandbox all is allowed unasked, and the operator may narrow it', () => {
+  const { tools, ...others } = rightsInside(unset);
+  assert.match(tools, /^(?!.*WebFetch).*Bash.*WebSearch/);
+  assert.deepEqual(others, { allowedTools: '', permissionMode: 'bypassPermissions', settingSources: 'user' });
+  const narrow = { tools: 'Read', allowedTools: '', permissionMode: 'dontAsk', settingSources: '' } as const;
+  assert.deepEqual(rightsInside(narrow), narrow);
+});
