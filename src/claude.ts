@@ -127,7 +127,8 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
     const number = started;
     const own = await chosen.launch([isNew ? `--session-id=${sessionId}` : `--resume=${sessionId}`], folders, number);
     try {
-      return new Worker({ ...own, marker: `${markerPrefix}${process.pid}.${number}.`, sessionId, isInPlace: folders.isUnchanged });
+      const sandbox = own.sandbox && { ...own.sandbox, logFields: { user: userId, session: sessionId } };
+      return new Worker({ ...own, sandbox, marker: `${markerPrefix}${process.pid}.${number}.`, sessionId, isInPlace: folders.isUnchanged });
     } catch (error) {
       await own.sandbox?.api.close();
       throw error;

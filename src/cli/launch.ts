@@ -1,6 +1,7 @@
 import { spawn, type ChildProcess, type ChildProcessByStdio } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { Readable, type Writable } from 'node:stream';
+import type { Fields } from '../log.ts';
 import { errorCode } from '../problem.ts';
 import type { ProxySocket } from '../sandbox/api-socket.ts';
 import { statusFd } from '../sandbox/sandbox.ts';
@@ -32,6 +33,8 @@ export interface LaunchedSandbox {
   readonly api: Pick<ProxySocket, 'beginTurn' | 'endTurn' | 'close'>;
   /** Requests to the API in one turn. */
   readonly maxRequests: number;
+  /** What a line of the log says of whose it is. */
+  readonly logFields?: Fields | undefined;
 }
 
 /** A started CLI, with its three standard streams. */

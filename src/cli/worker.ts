@@ -95,10 +95,10 @@ export class Worker {
 
   #beginApiTurn(): void {
     if (this.#sandbox === undefined) return;
-    const { api, maxRequests } = this.#sandbox;
+    const { api, maxRequests, logFields = {} } = this.#sandbox;
     this.#report = undefined;
     this.#isAsking = true;
-    api.beginTurn({ maxRequests, onTooManyRefusals: () => this.#dialogue.giveUp(tooManyRefusals()) });
+    api.beginTurn({ maxRequests, logFields, onTooManyRefusals: () => this.#dialogue.giveUp(tooManyRefusals()) });
   }
 
   /** Once, whichever comes first: the turn's end or the process's. */
