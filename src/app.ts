@@ -9,7 +9,7 @@ import type { Worker } from './cli/worker.ts';
 import type { Config } from './env.ts';
 import { findLogin, howToLogIn, logLogin } from './host/login.ts';
 import { lockStateFolder, type Lock } from './host/lock.ts';
-import { defaultCapacity, openMemory } from './host/memory.ts';
+import { openMemory } from './host/memory.ts';
 import { createStorageCheck, logStorage } from './host/storage.ts';
 import { createCloser } from './http/connections.ts';
 import { createHealthMonitor } from './http/health.ts';
@@ -146,7 +146,8 @@ function createPool(config: Config, claude: Claude): Pool<Worker> {
   return new Pool<Worker>({
     start: claude.start,
     hasSession: claude.users.hasSession,
-    capacity: config.maxWorkers ?? defaultCapacity(openMemory().totalBytes()),
+    memory: openMemory(),
+    maxProcesses: config.maxWorkers ?? Infinity,
     queueLimit: config.queueLimit,
     queueTimeoutMs: config.queueTimeoutMs,
     warmMs: config.warmMs,

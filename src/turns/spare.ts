@@ -6,14 +6,21 @@ interface SpareView {
   readonly spareUserId: number | undefined;
   /** Whether it can be stopped: it is up, and waits. */
   readonly isSpareIdle: boolean;
-  /** Whether turns wait, or other processes start: they come first. */
+  /** Whether turns wait, or other processes start or stop: they come first. */
   readonly isBusy: boolean;
-  readonly hasRoom: boolean;
+  readonly hasRoom: () => boolean;
+  /** Idle processes, the spare not counted. */
+  readonly idle: number;
 }
 
+// With fewer, a dialogue that goes on is likelier than one that begins.
+const leastIdle = 4;
+
 /** What to do about the spare now. Whoever began a dialogue is likely to begin another. */
-export function spareAction({ wantedUserId, spareUserId, isSpareIdle, isBusy, hasRoom }: SpareView): 'start' | 'stop' | 'nothing' {
+export function spareAction(view: SpareView): 'start' | 'stop' | 'makeRoom' | 'nothing' {
+  const { wantedUserId, spareUserId, isSpareIdle, isBusy, hasRoom, idle } = view;
   if (wantedUserId === undefined || wantedUserId === spareUserId || isBusy) return 'nothing';
   if (spareUserId !== undefined) return isSpareIdle ? 'stop' : 'nothing';
-  return hasRoom ? 'start' : 'nothing';
+  if (hasRoom()) return 'start';
+  return idle >= leastIdle ? 'makeRoom' : 'nothing';
 }

@@ -1,112 +1,7 @@
 import assert from 'node:assert/strict';
-import { setImmediate as tick } from 'node:timers/promises';
 import { test } from 'node:test';
-import { defaultCapacity } from '../../../src/host/memory.ts';
-import type { StartSession } from '../../../src/claude.ts';
-import { Pool, type PoolOptions } from '../../../src/turns/pool.ts';
 import { Problem } from '../../../src/problem.ts';
-
-/** A process of the imagination: it starts and ends when the test says so. */
-class FakeWorker {
-  isReusable = true;
-  bytes = 0;
-  isStopAsked = false;
-  markStarted = (): void => {};
-  /** The process is gone, by its own doing or because it was stopped. */
-  die = (): void => {};
-  readonly userId: number;
-  readonly sessionId: string;
-  readonly isNew: boolean;
-  readonly started: Promise<void>;
-  readonly exited: Promise<void>;
-  isAlive = true;
-  readonly #diesWhenStopped: boolean;
-
-  constructor({ userId, sessionId, isNew }: StartSession, diesWhenStopped: boolean) {
-    this.userId = userId;
-    this.sessionId = sessionId;
-    this.isNew = isNew;
-    this.#diesWhenStopped = diesWhenStopped;
-    this.started = new Promise((resolve) => (this.markStarted = resolve));
-    this.exited = new Promise((resolve) => {
-      this.die = () => {
-        this.isAlive = false;
-        this.isReusable = false;
-        resolve();
-      };
-    });
-  }
-
-  residentBytes(): number {
-    return this.bytes;
-  }
-
-  stop(): Promise<void> {
-    this.isStopAsked = true;
-    if (this.#diesWhenStopped) this.die();
-    return this.exited;
-  }
-}
-
-type Options = Partial<PoolOptions<FakeWorker>> & { diesWhenStopped?: boolean; startsAtOnce?: boolean };
-
-/** A pool, every process it ever started, and the most that lived at once. */
-function makePool({ diesWhenStopped = true, startsAtOnce = true, ...options }: Options = {}) {
-  const workers: FakeWorker[] = [];
-  let mostAlive = 0;
-  const pool = new Pool<FakeWorker>({
-    start: async (session) => {
-      const worker = new FakeWorker(session, diesWhenStopped);
-      workers.push(worker);
-      if (startsAtOnce) worker.markStarted();
-      mostAlive = Math.max(mostAlive, workers.filter((other) => other.isAlive).length);
-      return worker;
-    },
-    hasSession: () => true,
-    capacity: 2,
-    queueLimit: 10,
-    queueTimeoutMs: 10_000,
-    warmMs: 60_000,
-    maxStarts: 10,
-    ...options,
-  });
-  const never = new AbortController().signal;
-  return {
-    pool,
-    workers,
-    mostAlive: () => mostAlive,
-    acquire: (userId: number, sessionId?: string, signal: AbortSignal = never) => watch(pool.acquire(userId, sessionId, signal)),
-    /** One whole first turn, after which the process is left warm; gives the session. */
-    async begin(userId: number): Promise<string> {
-      const lease = await pool.acquire(userId, undefined, never);
-      lease.release();
-      await settle();
-      return lease.sessionId;
-    },
-  };
-}
-
-/** A promise whose state can be asked. */
-function watch<T>(promise: Promise<T>) {
-  const watched = { promise, state: 'pending' as 'pending' | 'done' | 'failed', error: undefined as unknown };
-  promise.then(
-    () => (watched.state = 'done'),
-    (error: unknown) => {
-      watched.state = 'failed';
-      watched.error = error;
-    },
-  );
-  return watched;
-}
-
-/** Lets everything that can happen without time passing happen. */
-async function settle(): Promise<void> {
-  for (let i = 0; i < 5; i += 1) await tick();
-}
-
-function codeOf(error: unknown): string {
-  return error instanceof Problem ? error.code : String(error);
-}
+import { codeOf, FakeWorker, makePool, settle, watch } from '../../fake-pool.ts';
 
 test("a session's next turn gets its own warm process, another user's does not", async () => {
   const { begin, acquire, workers } = makePool();
@@ -126,7 +21,7 @@ test('turns beyond the capacity wait, and get their places in the order they cam
   turns.forEach((turn, i) => void turn.promise.then(() => done.push(i)));
   for (let i = 0; i < turns.length; i += 1) {
     await settle();
-    assert.deepEqual(pool.counts(), { running: Math.min(2, 6 - i), queued: Math.max(0, 4 - i), warm: 0, capacity: 2 });
+    assert.deepEqual(pool.counts(), { running: Math.min(2, 6 - i), queued: Math.max(0, 4 - i), warm: 0, capacity: 2, memory: { held: 0, left: Infinity } });
     (await turns[i]?.promise)?.release();
   }
   assert.deepEqual(done, [0, 1, 2, 3, 4, 5]);
@@ -175,7 +70,7 @@ test('the longest idle process gives way', async () => {
 });
 
 test('a process starts in the place of another only when that one is gone', async () => {
-  const { acquire, workers, mostAlive } = makePool({ capacity: 1, diesWhenStopped: false });
+  const { acquire, workers, mostAlive } = makePool({ maxProcesses: 1, diesWhenStopped: false });
   (await acquire(1, 'a').promise).release();
   const next = acquire(2, 'b');
   await settle();
@@ -186,7 +81,7 @@ test('a process starts in the place of another only when that one is gone', asyn
 });
 
 test('a session resumed while its warm process is being evicted waits for the end of it', async () => {
-  const { acquire, workers } = makePool({ capacity: 2, diesWhenStopped: false });
+  const { acquire, workers } = makePool({ maxProcesses: 2, diesWhenStopped: false });
   (await acquire(1, 'a').promise).release();
   const other = await acquire(2, 'b').promise;
   const evicting = acquire(3, 'c');
@@ -204,7 +99,7 @@ test('a session resumed while its warm process is being evicted waits for the en
 });
 
 test('simultaneous first turns of one user share the spare fairly: one has it, the other starts cold', async () => {
-  const { acquire, begin, workers } = makePool({ capacity: 4 });
+  const { acquire, begin, workers } = makePool({ maxProcesses: 4 });
   await begin(1);
   assert.equal(workers.length, 2, 'a spare was started');
   const [first, second] = await Promise.all([acquire(1).promise, acquire(1).promise]);
@@ -213,7 +108,7 @@ test('simultaneous first turns of one user share the spare fairly: one has it, t
 });
 
 test('the spare is for the user who last began a dialogue, and nobody else gets it', async () => {
-  const { acquire, begin, workers, pool } = makePool({ capacity: 4 });
+  const { acquire, begin, workers, pool } = makePool({ maxProcesses: 4 });
   await begin(1);
   assert.equal(workers[1]?.userId, 1);
   const other = await acquire(2).promise;
@@ -225,20 +120,20 @@ test('the spare is for the user who last began a dialogue, and nobody else gets 
 });
 
 test('the spare gives way before any warm dialogue', async () => {
-  const { acquire, begin, workers } = makePool({ capacity: 2 });
+  const { acquire, begin, workers } = makePool({ maxProcesses: 2 });
   await begin(1);
   await acquire(2, 'b').promise;
   assert.deepEqual(workers.map((worker) => worker.isAlive), [true, false, true]);
 });
 
 test('without room to spare there is no spare', async () => {
-  const { begin, workers } = makePool({ capacity: 1 });
+  const { begin, workers } = makePool({ maxProcesses: 1 });
   await begin(1);
   assert.equal(workers.length, 1);
 });
 
 test('a first turn that went wrong brings no spare', async () => {
-  const { acquire, workers } = makePool({ capacity: 4 });
+  const { acquire, workers } = makePool({ maxProcesses: 4 });
   const lease = await acquire(1).promise;
   lease.worker.isReusable = false;
   lease.release();
@@ -280,7 +175,7 @@ test('a process that dies while idle frees its place, and its session starts ane
 });
 
 test('a process that dies at the moment of hand-over is replaced in its place, and the session stays its own', async () => {
-  const { acquire, workers, pool } = makePool({ capacity: 1 });
+  const { acquire, workers, pool } = makePool({ maxProcesses: 1 });
   (await acquire(1, 'a').promise).release();
   const lease = await acquire(1, 'a').promise;
   const next = acquire(1, 'a');
@@ -293,7 +188,7 @@ test('a process that dies at the moment of hand-over is replaced in its place, a
 });
 
 test('a process that became unfit while idle is replaced before the turn', async () => {
-  const { acquire, workers, mostAlive } = makePool({ capacity: 1 });
+  const { acquire, workers, mostAlive } = makePool({ maxProcesses: 1 });
   const first = await acquire(1, 'a').promise;
   first.release();
   first.worker.isReusable = false;
@@ -322,7 +217,7 @@ test('a pool closed while the spare starts ends it too', async () => {
 });
 
 test('a turn aborted while it waits leaves the queue with the reason of the signal', async () => {
-  const { acquire, pool } = makePool({ capacity: 1 });
+  const { acquire, pool } = makePool({ maxProcesses: 1 });
   await acquire(1, 'a').promise;
   const caller = new AbortController();
   const waiting = acquire(2, 'b', caller.signal);
@@ -341,7 +236,7 @@ test('a caller already gone gets no place', async () => {
 });
 
 test('a full queue refuses at once, with the time to come back', async () => {
-  const { acquire } = makePool({ capacity: 1, queueLimit: 2 });
+  const { acquire } = makePool({ maxProcesses: 1, queueLimit: 2 });
   await acquire(1).promise;
   const waiting = [acquire(2), acquire(3)];
   const refused = acquire(4);
@@ -351,14 +246,14 @@ test('a full queue refuses at once, with the time to come back', async () => {
 });
 
 test('with no queue at all a free place is still given', async () => {
-  const { acquire } = makePool({ queueLimit: 0, capacity: 1 });
+  const { acquire } = makePool({ queueLimit: 0, maxProcesses: 1 });
   (await acquire(1, 'a').promise).release();
   await acquire(2, 'b').promise;
 });
 
 test('a turn that waited too long is refused', async (t) => {
   t.mock.timers.enable({ apis: ['setTimeout'] });
-  const { acquire, pool } = makePool({ capacity: 1, queueTimeoutMs: 5000 });
+  const { acquire, pool } = makePool({ maxProcesses: 1, queueTimeoutMs: 5000 });
   await acquire(1, 'a').promise;
   const waiting = acquire(2, 'b');
   t.mock.timers.tick(4999);
@@ -413,7 +308,7 @@ test('a process that is not fit is stopped, and its session waits until it is go
 });
 
 test('a place is freed exactly once, however often it is released', async () => {
-  const { acquire, pool } = makePool({ capacity: 1, warmMs: 0 });
+  const { acquire, pool } = makePool({ maxProcesses: 1, warmMs: 0 });
   const first = await acquire(1, 'a').promise;
   const second = acquire(2, 'b');
   const third = acquire(3, 'c');
@@ -438,7 +333,7 @@ test('a process is retired after enough turns, and when it has grown too large',
 });
 
 test('after a failed login no process from before serves again', async () => {
-  const { acquire, pool, workers } = makePool({ capacity: 3 });
+  const { acquire, pool, workers } = makePool({ maxProcesses: 3 });
   (await acquire(1, 'idle').promise).release();
   const running = await acquire(1, 'running').promise;
   pool.retireAll();
@@ -453,7 +348,7 @@ test('after a failed login no process from before serves again', async () => {
 
 test('a start that fails is the turn\'s own failure: its place is free for the next', async () => {
   const { acquire, pool } = makePool({
-    capacity: 1,
+    maxProcesses: 1,
     start: async (session) => {
       if (session.userId === 1) throw new Problem('claude_not_found', 'gone');
       return new FakeWorker(session, true);
@@ -464,11 +359,11 @@ test('a start that fails is the turn\'s own failure: its place is free for the n
   await settle();
   assert.equal(codeOf(failing.error), 'claude_not_found');
   await next.promise;
-  assert.deepEqual(pool.counts(), { running: 1, queued: 0, warm: 0, capacity: 1 });
+  assert.deepEqual(pool.counts(), { running: 1, queued: 0, warm: 0, capacity: 1, memory: { held: 0, left: Infinity } });
 });
 
 test('only so many processes start at once', async () => {
-  const { acquire, workers } = makePool({ capacity: 4, maxStarts: 2, startsAtOnce: false });
+  const { acquire, workers } = makePool({ maxProcesses: 4, maxStarts: 2, startsAtOnce: false });
   const turns = [acquire(1), acquire(2), acquire(3)];
   await settle();
   assert.deepEqual(turns.map((turn) => turn.state), ['done', 'done', 'pending']);
@@ -479,7 +374,7 @@ test('only so many processes start at once', async () => {
 
 test('a process that hangs at its start keeps others from starting for ten seconds only', async (t) => {
   t.mock.timers.enable({ apis: ['setTimeout'] });
-  const { acquire, workers } = makePool({ capacity: 3, queueTimeoutMs: 60_000, maxStarts: 1, startsAtOnce: false });
+  const { acquire, workers } = makePool({ maxProcesses: 3, queueTimeoutMs: 60_000, maxStarts: 1, startsAtOnce: false });
   const turns = [acquire(1), acquire(2), acquire(3)];
   await settle();
   t.mock.timers.tick(9_999);
@@ -495,7 +390,7 @@ test('a process that hangs at its start keeps others from starting for ten secon
 });
 
 test('as many idle processes give way as turns need a new one, and no more', async () => {
-  const { acquire, workers } = makePool({ capacity: 3, diesWhenStopped: false });
+  const { acquire, workers } = makePool({ maxProcesses: 3, diesWhenStopped: false });
   for (const sessionId of ['a', 'b', 'c']) (await acquire(1, sessionId).promise).release();
   const turns = [acquire(2, 'd'), acquire(3, 'e')];
   await settle();
@@ -511,7 +406,7 @@ test('as many idle processes give way as turns need a new one, and no more', asy
 });
 
 test('a caller who hangs up while a process gives way gets none started', async () => {
-  const { acquire, workers } = makePool({ capacity: 1, diesWhenStopped: false });
+  const { acquire, workers } = makePool({ maxProcesses: 1, diesWhenStopped: false });
   (await acquire(1, 'a').promise).release();
   const caller = new AbortController();
   const turn = acquire(2, 'b', caller.signal);
@@ -524,7 +419,7 @@ test('a caller who hangs up while a process gives way gets none started', async 
 
 test('an unknown session is a problem of its own turn, and no idle process gives way for it', async () => {
   const asked: string[] = [];
-  const { acquire, workers } = makePool({ capacity: 1, hasSession: (userId, sessionId) => {
+  const { acquire, workers } = makePool({ maxProcesses: 1, hasSession: (userId, sessionId) => {
     asked.push(`${userId}/${sessionId}`);
     return sessionId !== 'unknown';
   } });
@@ -548,7 +443,7 @@ test('a session that cannot be looked up is the trouble of its own turn', async 
 });
 
 test('one id under two users is two sessions', async () => {
-  const { acquire, pool, workers } = makePool({ capacity: 3 });
+  const { acquire, pool, workers } = makePool({ maxProcesses: 3 });
   const first = await acquire(1, 'a').promise;
   const planted = await acquire(2, 'a').promise;
   assert.notEqual(first.worker, planted.worker);
@@ -562,7 +457,7 @@ test('one id under two users is two sessions', async () => {
 });
 
 test('the server chooses the id of a new dialogue before its process starts, the spare too', async () => {
-  const { acquire, begin, workers } = makePool({ capacity: 4 });
+  const { acquire, begin, workers } = makePool({ maxProcesses: 4 });
   const sessionId = await begin(1);
   const spare = await acquire(1).promise;
   assert.deepEqual(workers.map((worker) => worker.isNew), [true, true]);
@@ -572,7 +467,7 @@ test('the server chooses the id of a new dialogue before its process starts, the
 });
 
 test('a dead spare is renewed as the new dialogue it was for, a dead dialogue by resuming', async () => {
-  const { acquire, begin, workers } = makePool({ capacity: 4 });
+  const { acquire, begin, workers } = makePool({ maxProcesses: 4 });
   await begin(1);
   const spare = await acquire(1).promise;
   workers[1]?.die();
@@ -587,7 +482,7 @@ test('a dead spare is renewed as the new dialogue it was for, a dead dialogue by
 });
 
 test('unfit processes are replaced no more at once than others start', async () => {
-  const { acquire, pool, workers } = makePool({ capacity: 3, maxStarts: 1, startsAtOnce: false });
+  const { acquire, pool, workers } = makePool({ maxProcesses: 3, maxStarts: 1, startsAtOnce: false });
   for (const [i, sessionId] of ['a', 'b', 'c'].entries()) {
     const lease = acquire(i + 1, sessionId);
     workers.forEach((worker) => worker.markStarted());
@@ -604,14 +499,14 @@ test('unfit processes are replaced no more at once than others start', async () 
 });
 
 test('of the turns of one session only the first has a place', async () => {
-  const { acquire } = makePool({ capacity: 9, queueLimit: 0, maxStarts: 1, startsAtOnce: false });
+  const { acquire } = makePool({ maxProcesses: 9, queueLimit: 0, maxStarts: 1, startsAtOnce: false });
   const turns = [acquire(1), ...Array.from({ length: 5 }, () => acquire(2, 'y'))];
   await settle();
   assert.deepEqual(turns.map((turn) => turn.state), ['done', 'pending', 'failed', 'failed', 'failed', 'failed']);
 });
 
 test('a turn that waits only for others to start is none of the queue', async () => {
-  const { acquire, workers } = makePool({ capacity: 3, queueLimit: 0, maxStarts: 1, startsAtOnce: false });
+  const { acquire, workers } = makePool({ maxProcesses: 3, queueLimit: 0, maxStarts: 1, startsAtOnce: false });
   const turns = [acquire(1, 'a'), acquire(2), acquire(3), acquire(4), acquire(1, 'a')];
   await settle();
   assert.deepEqual(turns.map((turn) => turn.state), ['done', 'pending', 'pending', 'failed', 'failed']);
@@ -623,7 +518,7 @@ test('a turn that waits only for others to start is none of the queue', async ()
 });
 
 test('closing turns away whoever waits or comes, ends the idle, and waits for the running', async () => {
-  const { acquire, pool, workers } = makePool({ capacity: 2 });
+  const { acquire, pool, workers } = makePool({ maxProcesses: 2 });
   const running = await acquire(1, 'a').promise;
   (await acquire(2, 'b').promise).release();
   const blocked = acquire(1, 'a');
@@ -639,9 +534,4 @@ test('closing turns away whoever waits or comes, ends the idle, and waits for th
 
 test('closing an empty pool is done at once', async () => {
   await makePool().pool.close();
-});
-
-test('the capacity follows the memory: one per 400 MB after the first 256 MB, at least one', () => {
-  const megabytes = [128, 512, 1024, 2048, 4096];
-  assert.deepEqual(megabytes.map((size) => defaultCapacity(size * 1024 * 1024)), [1, 1, 1, 4, 9]);
 });
