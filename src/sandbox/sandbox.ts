@@ -69,6 +69,8 @@ export function sandboxArgv(machine: Machine, folders: Folders, program: readonl
     ...systemFiles.flatMap((name) => ['--ro-bind-try', `/etc/${name}`, `/etc/${name}`]),
     ...ownFileNames.flatMap((name) => ['--ro-bind', join(machine.ownFiles, name), `/etc/${name}`]),
     '--proc', '/proc', '--dev', '/dev',
+    // Who writes there takes from the first process what makes it end with its parent, and its marker.
+    ...['/proc/1/mem', '/proc/1/task/1/mem'].flatMap((path) => ['--ro-bind', '/dev/null', path]),
     // All three on the user's disk: a tmpfs would be the machine's memory.
     ...[inside.tmp, '/var/tmp', '/dev/shm'].flatMap((path) => ['--bind', folders.tmp, path]),
     '--bind', folders.home, inside.home,
