@@ -2,7 +2,7 @@ import { storageUnavailable } from '../host/storage.ts';
 import { spawnCli, statusPipeOf, type CliProcess, type Launch } from './launch.ts';
 import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
 import { machineExhausted } from '../host/memory.ts';
-import { heldBytes, peakBytes } from '../host/processes.ts';
+import { heldBytes, peakBytes, treeOf } from '../host/processes.ts';
 import { sandboxUnavailable, tooManyRefusals, withApiReport, type ExitStatus } from './outcome.ts';
 import { endMarked } from './strays.ts';
 import { LineSplitter } from './ndjson.ts';
@@ -20,6 +20,10 @@ const stderrTailBytes = 4096;
 const stepMs = 2000;
 // A tool may hold our pipe open long after the CLI is gone; what the CLI itself wrote is there at once.
 const drainMs = 500;
+// An honest turn's tools have ended by then.
+const toolsEndMs = 1000;
+// bubblewrap twice, and the CLI.
+const ownProcesses = 3;
 
 /** One live CLI process, taking one turn at a time. Ends together with the server where setpriv or a sandbox exists. */
 export class Worker {
@@ -39,6 +43,7 @@ export class Worker {
   #status = '';
   #isAsking = false;
   #report: TurnReport | undefined;
+  #treeCheck: NodeJS.Timeout | undefined;
 
   constructor(launch: Launch) {
     this.#marker = launch.marker;
@@ -95,6 +100,7 @@ export class Worker {
 
   #beginApiTurn(): void {
     if (this.#sandbox === undefined) return;
+    clearTimeout(this.#treeCheck);
     const { api, maxRequests, logFields = {} } = this.#sandbox;
     this.#report = undefined;
     this.#isAsking = true;
@@ -106,6 +112,12 @@ export class Worker {
     if (!this.#isAsking) return;
     this.#isAsking = false;
     this.#report = this.#sandbox?.api.endTurn();
+    this.#treeCheck = setTimeout(() => this.#stopIfBusy(), toolsEndMs).unref();
+  }
+
+  /** A result that a tool forged, or a program left in the background, must not go on working in a warm process. */
+  #stopIfBusy(): void {
+    if (this.isReusable && treeOf(this.#child.pid ?? 0).length > ownProcesses) void this.stop();
   }
 
   /** Whether the CLI read the login at its start, so that another one is used only by another process. */

@@ -77,7 +77,7 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
     const command = [
       post(plain), post({ ...plain, model: 'claude-dearer-5' }), post({ ...plain, mcp_servers: [] }), post(plain, '/v1/files'),
       post({ ...plain, tools: [{ type: 'code_execution_20250522', name: 'code_execution' }] }),
-      `(sleep 3; ${post(plain)} >/tmp/late) >/dev/null 2>&1 </dev/null &`,
+      `(sleep 0.5; ${post(plain)} >/tmp/late) >/dev/null 2>&1 </dev/null &`,
     ].join('; ').replace('&;', '&');
     const lines = (await bash(command, 4)).split('\n');
     assert.deepEqual(lines, ['200', '402', '402', '402', '402']);
