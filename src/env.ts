@@ -7,6 +7,8 @@ import { readSettings, settings, type Settings } from './host/settings.ts';
 /** Settings the server cannot start with. The message has a line for each warning and each problem. */
 export class ConfigError extends Error {
   override name = 'ConfigError';
+  /** sysexits.h: systemd does not restart on it. */
+  readonly exitCode = 78;
   /** All of them, each `NAME: expected …`, never with the value. */
   readonly problems: readonly string[];
   /** What is doubtful besides, and may be the cause. */

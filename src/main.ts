@@ -5,11 +5,10 @@ import { platformProblems } from './host/platform.ts';
 import { chooseLogFormat, createLog, outputTo } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
 import { closeInheritedDescriptors } from './sandbox/sandbox.ts';
+import { createEnding } from './shutdown.ts';
 
-// sysexits.h: a configuration error, on which systemd does not restart, and an internal one.
-const exitCodes = { config: 78, bug: 70 } as const;
-// One Ctrl-C comes from the terminal, npm and node --watch each; a person's next one takes longer.
-const sameStopMs = 300;
+// sysexits.h: an internal error.
+const exitBug = 70;
 
 async function main(): Promise<void> {
   const config = await readConfig();
@@ -17,34 +16,19 @@ async function main(): Promise<void> {
   const log = createLog(chooseLogFormat(process.env['JOURNAL_STREAM'], stdout.isTTY), outputTo(stdout));
   closeInheritedDescriptors(Number(process.env['NODE_CHANNEL_FD'] ?? -1));
   const terminal = [stdout, process.stderr].find((stream) => stream.isTTY);
-  const app = await createApp(config, { log, terminal, onRefusal });
-
-  let stoppedAt: number | undefined;
-  let exitCode = 0;
-  /** Drains at the first call, quits at the next. */
-  const end = async (graceMs: number): Promise<void> => {
-    if (stoppedAt !== undefined) exitCode ||= 1;
-    const ended = stoppedAt === undefined ? app.stop(graceMs) : app.quit();
-    stoppedAt ??= performance.now();
-    await ended;
-    process.exit(exitCode);
-  };
-  function onRefusal(error: StartError): void {
-    say(error);
-    exitCode ||= error.exitCode;
-    void end(0);
-  }
-  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
-    process.on(signal, () => {
-      if (stoppedAt !== undefined && performance.now() - stoppedAt < sameStopMs) return;
-      log('info', stoppedAt === undefined ? 'draining' : 'quitting', { signal });
-      void end(config.drainTimeoutMs);
-    });
-  }
+  const app = await createApp(config, {
+    log,
+    terminal,
+    onRefusal: (error) => {
+      say(error);
+      ending.byFailure(error.exitCode);
+    },
+  });
+  const ending = createEnding(app, process.exit, log);
+  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => ending.bySignal(signal, config.drainTimeoutMs));
   process.on('uncaughtException', (error) => {
     log('error', 'bug', { message: 'a bug ends the server; please report it', cause: describeBug(error) });
-    exitCode = exitCodes.bug;
-    void end(0);
+    ending.byFailure(exitBug);
   });
   await app.listen();
 }
@@ -62,7 +46,7 @@ async function readConfig(): Promise<Config> {
 function fail(error: unknown): never {
   if (!(error instanceof ConfigError || error instanceof StartError)) throw error;
   say(error);
-  process.exit(error instanceof ConfigError ? exitCodes.config : error.exitCode);
+  process.exit(error.exitCode);
 }
 
 function say(error: Error): void {

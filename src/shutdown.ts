@@ -1,7 +1,10 @@
+import type { Log } from './log.ts';
 import { Problem } from './problem.ts';
 
 // For the last answers to be written, at least, after the last turn.
 const answerGraceMs = 2000;
+// One Ctrl-C comes from the terminal, npm and node --watch each; a person's next one takes longer.
+const sameStopMs = 300;
 
 /** What a shutdown ends. */
 interface ShutdownParts {
@@ -44,4 +47,41 @@ export function createShutdown({ pool, closeConnections, closing, endProcesses }
 function stopped(): Problem {
   const detail = 'The server was stopped during this turn; the dialogue can go on when it is back.';
   return new Problem('shutting_down', detail, { retryAfterSeconds: 10 });
+}
+
+/** How a process comes to its end: the first cause lets the app stop, the next one quits. */
+export interface Ending {
+  /** Stops within `graceMs`; a signal right behind the first is the same one. */
+  bySignal(signal: NodeJS.Signals, graceMs: number): void;
+  /** Stops at once, with this exit code. */
+  byFailure(exitCode: number): void;
+}
+
+interface Stoppable {
+  stop(graceMs: number): Promise<void>;
+  quit(): Promise<void>;
+}
+
+/** The end of the process that runs the app. `exit` is called when nothing is left: with 0, a failure's code, or 1 after a quit. */
+export function createEnding(app: Stoppable, exit: (code: number) => void, log: Log): Ending {
+  let stoppedAt: number | undefined;
+  let exitCode = 0;
+  const end = async (graceMs: number): Promise<void> => {
+    if (stoppedAt !== undefined) exitCode ||= 1;
+    const ended = stoppedAt === undefined ? app.stop(graceMs) : app.quit();
+    stoppedAt ??= performance.now();
+    await ended;
+    exit(exitCode);
+  };
+  return {
+    bySignal(signal, graceMs) {
+      if (stoppedAt !== undefined && performance.now() - stoppedAt < sameStopMs) return;
+      log('info', stoppedAt === undefined ? 'draining' : 'quitting', { signal });
+      void end(graceMs);
+    },
+    byFailure(code) {
+      exitCode ||= code;
+      void end(0);
+    },
+  };
 }

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
+import { setImmediate as turnOfTheLoop } from 'node:timers/promises';
 import { test } from 'node:test';
 import { Problem } from '../../src/problem.ts';
-import { createShutdown } from '../../src/shutdown.ts';
+import { createEnding, createShutdown } from '../../src/shutdown.ts';
 
 /** A shutdown, what it did in order, and the end of the turns it waits for. */
 function makeShutdown(): { shutdown: ReturnType<typeof createShutdown>; steps: string[]; closing: AbortController; endTurns: () => void } {
@@ -45,4 +46,37 @@ test('to quit is to end the processes and to wait for nothing else, also during 
   assert.deepEqual(steps, ['processes ended']);
   endTurns();
   await drained;
+});
+
+/** The end of a process whose app is told to stop and quit, and how it exits. */
+function makeEnding(): { ending: ReturnType<typeof createEnding>; steps: string[] } {
+  const steps: string[] = [];
+  const app = {
+    stop: (graceMs: number) => new Promise<void>(() => steps.push(`stop ${graceMs}`)),
+    quit: async () => void steps.push('quit'),
+  };
+  const ending = createEnding(app, (code) => steps.push(`exit ${code}`), (_level, event) => steps.push(event));
+  return { ending, steps };
+}
+
+test('the first signal stops the app, one right behind it is the same, and a later one quits', async (t) => {
+  let now = 1000;
+  t.mock.method(performance, 'now', () => now);
+  const { ending, steps } = makeEnding();
+  ending.bySignal('SIGINT', 5000);
+  now += 299;
+  ending.bySignal('SIGTERM', 5000);
+  assert.deepEqual(steps, ['draining', 'stop 5000']);
+  now += 2;
+  ending.bySignal('SIGINT', 5000);
+  await turnOfTheLoop();
+  assert.deepEqual(steps, ['draining', 'stop 5000', 'quitting', 'quit', 'exit 1']);
+});
+
+test('a failure stops the app at once and keeps its exit code, also when a second one quits', async () => {
+  const { ending, steps } = makeEnding();
+  ending.byFailure(70);
+  ending.byFailure(78);
+  await turnOfTheLoop();
+  assert.deepEqual(steps, ['stop 0', 'quit', 'exit 70']);
 });
