@@ -31,7 +31,7 @@ export const settings = {
     matching(/^[^-~\0][^\0]*$/, 'a command name or a path that does not begin with - or ~'),
     'a name on PATH, or a path',
   ),
-  maxWorkers: setting('CLAUDE_MAX_CONCURRENT_REQUESTS', '', optional(integer(1, 1_000)), 'process slots; see Capacity'),
+  maxWorkers: setting('CLAUDE_MAX_CONCURRENT_REQUESTS', '', optional(integer(1, 1_000)), 'the most processes there may be; see Capacity'),
   queueLimit: setting('CLAUDE_QUEUE_LIMIT', '100', integer(0, 100_000), 'turns that may wait; more are `busy`'),
   queueTimeoutMs: setting('CLAUDE_QUEUE_SECONDS', '60', seconds(1, 3_600), 'the longest a turn may wait'),
   warmMs: setting(
