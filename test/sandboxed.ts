@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict';
 import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
@@ -160,6 +161,9 @@ function reachable(program: string, folder: string): string {
   return path;
 }
 
+/** Seconds for a `sleep` that no other run of these tests has: by it the sleep is found. */
+export const unlike = (number: number): string => `300.${process.pid}${number}`;
+
 /** Command lines of the living processes that have this text in theirs, on the whole machine; the own one aside. */
 export async function runningWith(text: string): Promise<string[]> {
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid);
@@ -187,4 +191,13 @@ export async function makeSandboxedHome(t: TestContext): Promise<string> {
   const home = await makeHome(t);
   await chownAll(home);
   return home;
+}
+
+/** Waits until no process of the machine has this text in its command line; fails with those that do. */
+export async function noneWith(text: string, timeoutMs = 10_000): Promise<void> {
+  let left: readonly string[] = [];
+  await until('no process left', async () => {
+    left = await runningWith(text);
+    return left.length === 0 ? true : undefined;
+  }, timeoutMs).catch((error: unknown) => assert.fail(`${String(error)}: ${left.join(' | ')}`));
 }

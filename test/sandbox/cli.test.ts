@@ -9,7 +9,7 @@ import { initializeLine, userLine } from '../../src/cli/protocol.ts';
 import { inside } from '../../src/sandbox/sandbox.ts';
 import { callTools, holds, promptsOf, say, startMessagesApi, toolResultsOf, type Json, type MessagesApi } from '../messages-api.ts';
 import { testWithRealClis, until } from '../running-server.ts';
-import { makeSandboxedUsers, noSandbox, runningWith, testSandboxed, type Inside, type SandboxedUsers } from '../sandboxed.ts';
+import { makeSandboxedUsers, noSandbox, runningWith, testSandboxed, unlike, type Inside, type SandboxedUsers } from '../sandboxed.ts';
 
 /** The API proxy's place taken by a plain wire to the stand-in: what comes through the user's socket goes there. */
 async function wire(t: TestContext, users: SandboxedUsers, api: MessagesApi, userId = 1): Promise<void> {
@@ -91,12 +91,12 @@ if (noSandbox === false) testWithRealClis('the real CLI inside', async (t, binar
   });
 
   await t.test('what Bash left running is gone with it', async () => {
-    const command = 'setsid -f env -i sleep 300.21 >/dev/null 2>&1 </dev/null; echo left';
+    const command = `setsid -f env -i sleep ${unlike(21)} >/dev/null 2>&1 </dev/null; echo left`;
     api.script = (request) => (toolResultsOf(request).length === 0 ? callTools([{ name: 'Bash', input: { command } }]) : say('done'));
     const cli = startCli(users, [`--session-id=${randomUUID()}`]);
     assert.equal((await turn(cli, 'leave something'))['result'], 'done');
-    assert.notDeepEqual(await runningWith('sleep 300.21'), [], 'while the CLI is warm it lives');
+    assert.notDeepEqual(await runningWith(`sleep ${unlike(21)}`), [], 'while the CLI is warm it lives');
     await leave(cli);
-    await until('nothing left', async () => ((await runningWith('sleep 300.21')).length === 0 ? true : undefined), 1000);
+    await until('nothing left', async () => ((await runningWith(`sleep ${unlike(21)}`)).length === 0 ? true : undefined), 1000);
   });
 });

@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { endMarked, markerName } from '../../src/cli/strays.ts';
 import { openFilter, sandboxArgv } from '../../src/sandbox/sandbox.ts';
 import { until, within } from '../running-server.ts';
-import { asOrdinaryUser, insideEnv, makeSandboxedUsers, parentOf, runningWith, testSandboxed } from '../sandboxed.ts';
+import { asOrdinaryUser, insideEnv, makeSandboxedUsers, parentOf, runningWith, testSandboxed, unlike } from '../sandboxed.ts';
 
 // Leaves behind what a turn may leave: out of the process group, out of the session, without our marker, deaf.
 const leaveBehind = (seconds: string): string =>
@@ -19,27 +19,27 @@ async function noneRuns(text: string, timeoutMs = 10_000): Promise<void> {
 
 testSandboxed('what a program left running ends with it', async (t) => {
   const users = await makeSandboxedUsers(t);
-  const { code, stdout, status } = await users.run(leaveBehind('300.11'));
+  const { code, stdout, status } = await users.run(leaveBehind(unlike(11)));
   assert.equal(stdout, 'left\n');
   assert.equal(code, 0);
   assert.ok(status.hasRun);
-  await noneRuns('sleep 300.11', 1000);
+  await noneRuns(`sleep ${unlike(11)}`, 1000);
 });
 
 testSandboxed('SIGKILL of bubblewrap ends everything inside', async (t) => {
   const users = await makeSandboxedUsers(t);
-  const inside = users.start(['/bin/bash', '-c', `${leaveBehind('300.12')}; sleep 300.12`]);
+  const inside = users.start(['/bin/bash', '-c', `${leaveBehind(unlike(12))}; sleep ${unlike(12)}`]);
   await until('all to be left', () => (inside.stdout === 'left\n' ? true : undefined));
   process.kill(inside.child.pid ?? 0, 'SIGKILL');
   const { signal, status } = await inside.ended();
   assert.equal(signal, 'SIGKILL');
   assert.equal(status.hasRun, false);
-  await noneRuns('sleep 300.12', 1000);
+  await noneRuns(`sleep ${unlike(12)}`, 1000);
 });
 
 testSandboxed('the end of the server ends everything inside', async (t) => {
   const users = await makeSandboxedUsers(t);
-  const argv = sandboxArgv(users.machine, users.folders(1), ['/bin/bash', '-c', `${leaveBehind('300.13')}; sleep 300.13`]);
+  const argv = sandboxArgv(users.machine, users.folders(1), ['/bin/bash', '-c', `${leaveBehind(unlike(13))}; sleep ${unlike(13)}`]);
   const [command, ...args] = asOrdinaryUser(users.machine.bwrap, ...argv);
   const filter = openFilter(users.machine);
   // A process between the test and bubblewrap: the server that is killed.
@@ -51,20 +51,20 @@ testSandboxed('the end of the server ends everything inside', async (t) => {
   closeSync(filter);
   await once(server.stdout ?? assert.fail('a pipe'), 'data');
   server.kill('SIGKILL');
-  await noneRuns('sleep 300.13', 1000);
+  await noneRuns(`sleep ${unlike(13)}`, 1000);
 });
 
 testSandboxed('a sandbox that is killed while it is made leaves nothing that the sweep does not find', async (t) => {
   const users = await makeSandboxedUsers(t);
   for (let i = 0; i < 30; i += 1) {
-    const { child } = users.start(['/bin/sleep', '300.14']);
+    const { child } = users.start(['/bin/sleep', unlike(14)]);
     const exited = once(child, 'exit'); // not its pipes' end: what is left may hold them
     await delay(i); // the moment is the subject
     process.kill(child.pid ?? 0, 'SIGKILL');
     await within('bubblewrap to end', 5000, exited);
   }
   await endMarked(users.markerPrefix);
-  await noneRuns('300.14', 1000);
+  await noneRuns(unlike(14), 1000);
 });
 
 testSandboxed('how the program ended is told: its code, its signal, and that it was never there', async (t) => {
@@ -91,10 +91,10 @@ testSandboxed('nobody inside can say in the place of bubblewrap that there was n
 
 testSandboxed('the program is the child of the process that bubblewrap names', async (t) => {
   const users = await makeSandboxedUsers(t);
-  const running = users.start(['/bin/sleep', '300.15']);
-  const line = await until('the program', async () => (await runningWith('300.15')).find((each) => each.startsWith('/bin/sleep')));
+  const running = users.start(['/bin/sleep', unlike(15)]);
+  const line = await until('the program', async () => (await runningWith(unlike(15))).find((each) => each.startsWith('/bin/sleep')));
   assert.ok(line);
-  const pid = Number(execFileSync('pgrep', ['-f', '^/bin/sleep 300.15'], { encoding: 'utf8' }));
+  const pid = Number(execFileSync('pgrep', ['-f', `^/bin/sleep ${unlike(15)}`], { encoding: 'utf8' }));
   assert.equal(parentOf(pid), running.status.pid);
   assert.equal(parentOf(running.status.pid), running.child.pid);
 });

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { anthropicKey, refuse, startMessagesApi } from '../messages-api.ts';
 import { fakeClaude, makeHome, RunningServer, startServer, until, within } from '../running-server.ts';
-import { asUserScript, makeSandboxedHome, runningWith, startSandboxedServer, testSandboxed } from '../sandboxed.ts';
+import { asUserScript, makeSandboxedHome, noneWith, runningWith, startSandboxedServer, testSandboxed, unlike } from '../sandboxed.ts';
 
 /** A server that is expected to end by itself: its exit code and what it says. */
 async function endOf(home: string, env: Readonly<Record<string, string | undefined>>, wrapper: readonly string[] = [asUserScript]): Promise<[number | null, string]> {
@@ -63,12 +63,24 @@ testSandboxed('what may be seen of the sandbox in /health and the log', async (t
 
 testSandboxed('nothing is left of turns that hang, go deaf or leave something behind', async (t) => {
   const home = await makeSandboxedHome(t);
-  const server = await startSandboxedServer(t, { CLAUDE_TIMEOUT_SECONDS: '1', SHUTDOWN_SECONDS: '0' }, home);
+  const server = await startSandboxedServer(t, { CLAUDE_TIMEOUT_SECONDS: '1', CLAUDE_WARM_SECONDS: '0' }, home);
   for (const [userId, prompt] of [[1, 'play hang'], [2, 'play deaf'], [3, 'play grandchild'], [4, 'play clean-child']] as const) {
     const reply = await within(prompt, 20_000, server.chat({ prompt, user_id: userId }));
     assert.equal(reply.body['code'], 'claude_timeout', prompt);
-    await until(`nothing left of ${prompt}`, async () => ((await runningWith(`/users/${userId}/home`)).length === 0 ? true : undefined));
+    await noneWith(`${home}/state/users/${userId}/home`);
   }
+});
+
+testSandboxed('a process that leaves a program running is not kept warm, and the dialogue goes on all the same', async (t) => {
+  const server = await startSandboxedServer(t);
+  const first = await server.chat({ prompt: `play leave ${unlike(41)}` });
+  assert.equal(first.body['content'], 'left');
+  const { body } = await server.chat({ prompt: 'hello', user_id: 2 });
+  await until('nothing left of it', async () => ((await runningWith(`sleep ${unlike(41)}`)).length === 0 ? true : undefined), 5000);
+  const next = await server.chat({ prompt: 'play history', session_id: first.body['session_id'] });
+  assert.deepEqual(JSON.parse(String(next.body['content'])), [`play leave ${unlike(41)}`, 'play history']);
+  await server.chat({ prompt: 'hello again', session_id: body['session_id'], user_id: 2 });
+  assert.equal((await server.logged('turn', (line) => line['user'] === 2 && line['process'] !== 'cold'))['process'], 'warm', 'an honest one is');
 });
 
 testSandboxed('a server that is killed takes all sandboxes along', async (t) => {

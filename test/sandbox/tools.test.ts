@@ -3,7 +3,7 @@ import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { anthropicKey, attempt, callTools, holds, say, startMessagesApi, toolNamesOf, toolResultsOf } from '../messages-api.ts';
 import { testWithRealClis, until } from '../running-server.ts';
-import { chownAll, makeSandboxedHome, noSandbox, runningWith, startSandboxedServer } from '../sandboxed.ts';
+import { chownAll, makeSandboxedHome, noSandbox, runningWith, startSandboxedServer, unlike } from '../sandboxed.ts';
 
 // Found by ToolSearch only; the CLI offers these names in its place.
 const searched = new Set(['DeferredToolPlaceholder']);
@@ -58,6 +58,17 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
     assert.equal((await server.chat({ prompt: 'delegate', user_id: 3 })).body['content'], 'done');
   });
 
+  await t.test('leave the process warm that did no more than its turn', async () => {
+    const { sessionId } = await attempt(api, server, [{ name: 'Bash', input: { command: 'sleep 0.1; echo done' } }], { user_id: 8 });
+    const endedAt = performance.now();
+    await until('what is looked at a second later', () => (performance.now() - endedAt > 1500 ? true : undefined));
+    api.script = () => say('ok');
+    await server.chat({ prompt: 'again', user_id: 8, session_id: sessionId });
+    const turns = () => server.lines.filter((line) => line.event === 'turn' && line['session'] === sessionId);
+    await until('both lines of the log', () => (turns().length === 2 ? true : undefined));
+    assert.equal(turns()[1]?.['process'], 'warm');
+  });
+
   await t.test('see no secret, and no folder of the machine is told to Anthropic', async () => {
     const seen = await bash('cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr "\\0" "\\n"; cat ~/.claude.json; find / -xdev -type f -name "*.env" 2>/dev/null; cat /proc/2/mountinfo');
     assert.match(seen, /^ANTHROPIC_AUTH_TOKEN=placeholder$/m);
@@ -108,10 +119,10 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
   });
 
   await t.test('leave nothing running, whatever they start', async () => {
-    const command = 'setsid -f env -i sleep 300.31 >/dev/null 2>&1 </dev/null; nohup sleep 300.31 >/dev/null 2>&1 </dev/null & echo left';
+    const command = `setsid -f env -i sleep ${unlike(31)} >/dev/null 2>&1 </dev/null; nohup sleep ${unlike(31)} >/dev/null 2>&1 </dev/null & echo left`;
     assert.equal(await bash(command, 7), 'left');
     await server.end();
-    assert.deepEqual(await runningWith('sleep 300.31'), []);
+    assert.deepEqual(await runningWith(`sleep ${unlike(31)}`), []);
     assert.deepEqual(await runningWith(home), []);
   });
 });

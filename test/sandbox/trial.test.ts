@@ -6,7 +6,7 @@ import { endMarked, markerName } from '../../src/cli/strays.ts';
 import { openFilter, sandboxArgv } from '../../src/sandbox/sandbox.ts';
 import { trialProgram, trySandbox, type Trial } from '../../src/sandbox/trial.ts';
 import { testWithRealClis } from '../running-server.ts';
-import { asOrdinaryUser, insideEnv, makeSandboxedUsers, noSandbox, testSandboxed, type SandboxedUsers } from '../sandboxed.ts';
+import { asOrdinaryUser, insideEnv, makeSandboxedUsers, noSandbox, testSandboxed, unlike, type SandboxedUsers } from '../sandboxed.ts';
 
 function attempt(users: SandboxedUsers, changes: { bwrap?: string; claude?: string; timeoutMs?: number; before?: readonly string[] } = {}): Promise<Trial> {
   const machine = { ...users.machine, ...(changes.claude !== undefined && { claude: changes.claude }) };
@@ -73,7 +73,7 @@ testSandboxed('a bubblewrap that is not there is told from one that fails', asyn
 
 testSandboxed('a trial that takes too long is ended, and does not count as lasting', async (t) => {
   const users = await makeSandboxedUsers(t);
-  const claude = await program(t, users, '#!/bin/sh\nexec sleep 300.04\n');
+  const claude = await program(t, users, `#!/bin/sh\nexec sleep ${unlike(4)}\n`);
   const trial = await attempt(users, { claude, timeoutMs: 500 });
   assert.deepEqual(trial, { works: false, reason: 'the trial took more than 0.5 s.', isLasting: false });
   assert.equal(await endMarked(users.markerPrefix), 0, 'the kernel ended all of it');

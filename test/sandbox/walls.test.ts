@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { closeInheritedDescriptors } from '../../src/sandbox/sandbox.ts';
 import { until } from '../running-server.ts';
-import { chownAll, insideEnv, makeSandboxedUsers, runningWith, testSandboxed } from '../sandboxed.ts';
+import { chownAll, insideEnv, makeSandboxedUsers, runningWith, testSandboxed, unlike } from '../sandboxed.ts';
 
 /** One script's lines; it must come to its end. */
 async function linesOf(outcome: Promise<{ readonly code: number | null; readonly stdout: string; readonly stderr: string }>): Promise<string[]> {
@@ -86,8 +86,8 @@ testSandboxed('no secret of the server is in any environment inside, nor in any 
 
 testSandboxed('only the own processes exist, and a signal to all of them reaches no other', async (t) => {
   const users = await makeSandboxedUsers(t);
-  const other = users.start(['/bin/sleep', '300.01'], 2);
-  await until('the other to run', async () => ((await runningWith('/bin/sleep 300.01')).length > 0 ? true : undefined));
+  const other = users.start(['/bin/sleep', unlike(1)], 2);
+  await until('the other to run', async () => ((await runningWith(`/bin/sleep ${unlike(1)}`)).length > 0 ? true : undefined));
   const names = await linesOf(users.run('names=$(cat /proc/[0-9]*/comm); echo "$names"'));
   assert.deepEqual([...new Set(names)].sort(), ['bash', 'bwrap', 'cat']);
   assert.deepEqual(await linesOf(users.run(`kill -9 ${process.pid} 2>&1 | grep -o 'No such process'`)), ['No such process']);
@@ -190,14 +190,14 @@ testSandboxed('the kernel refuses what reaches into other processes, keyrings an
 
 testSandboxed('a user who starts processes without end stops at the limit, and others are served on', async (t) => {
   const users = await makeSandboxedUsers(t);
-  const script = 'for i in $(seq 400); do sleep 300.02 2>/dev/null & [ $? = 0 ] || break; done 2>&1 | grep -m1 -o "Resource temporarily unavailable"; ls -d /proc/[0-9]* | wc -l';
-  const bomb = users.start(['/bin/bash', '-c', `${script}; sleep 300.03`]);
+  const script = `for i in $(seq 400); do sleep ${unlike(2)} 2>/dev/null & [ $? = 0 ] || break; done 2>&1 | grep -m1 -o "Resource temporarily unavailable"; ls -d /proc/[0-9]* | wc -l`;
+  const bomb = users.start(['/bin/bash', '-c', `${script}; sleep ${unlike(3)}`]);
   await until('the bomb to be at its end', () => (/Resource.*\n\d+/.test(bomb.stdout) ? true : undefined), 30_000);
   assert.ok(Number(bomb.stdout.trimEnd().split('\n')[1]) <= 303, bomb.stdout);
   assert.deepEqual(await linesOf(users.run('echo served', 2)), ['served']);
   assert.deepEqual(await linesOf(users.run('echo served', 1)), ['served'], 'the limit is one of each sandbox');
   bomb.child.kill('SIGKILL');
-  await until('all of it to be gone', async () => ((await runningWith('sleep 300.02')).length === 0 ? true : undefined));
+  await until('all of it to be gone', async () => ((await runningWith(`sleep ${unlike(2)}`)).length === 0 ? true : undefined));
 });
 
 testSandboxed('no file grows beyond 2 GiB, and a crash leaves no core', async (t) => {
