@@ -5,6 +5,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { openUsers, type Users } from '../../../src/cli/users.ts';
 
 const id = 'f1b19141-9e1d-4e8d-a902-a05c85145ac0';
@@ -15,6 +16,18 @@ async function makeUsers(t: TestContext): Promise<{ users: Users; root: string }
   const state = realpathSync(mkdtempSync(join(tmpdir(), 'claude-api-users-')));
   t.after(() => rmSync(state, { recursive: true, force: true }));
   return { users: await openUsers(state), root: join(state, 'users') };
+}
+
+/** Runs the test of this title as an ordinary user where this one is root, who may read everything. Gives whether it did. */
+function ranAsOrdinaryUser(title: string): boolean {
+  if (process.getuid?.() !== 0) return false;
+  const asOrdinaryUser = fileURLToPath(new URL('../../bin/as-ordinary-user', import.meta.url));
+  const { NODE_TEST_CONTEXT: _, ...env } = process.env;
+  const command = [process.execPath, '--import', import.meta.resolve('tsx'), '--test', '--test-reporter=tap', `--test-name-pattern=${title}`];
+  const output = execFileSync(asOrdinaryUser, [...command, fileURLToPath(import.meta.url)], { env, encoding: 'utf8', timeout: 60_000 });
+  assert.match(output, /^# fail 0$/m);
+  assert.match(output, new RegExp(`^ok \\d+ - ${title}$`, 'm'));
+  return true;
 }
 
 /** Puts a transcript where the CLI would. */
@@ -100,7 +113,8 @@ test('a user’s folder that cannot be looked into any more counts as another, a
   assert.equal(folders.isUnchanged(), false);
 });
 
-test('a folder that its user closed to everybody is no folder to work in', { skip: process.getuid?.() === 0 && 'root reads everything' }, async (t) => {
+test('a folder that its user closed to everybody is no folder to work in', async (t) => {
+  if (ranAsOrdinaryUser('a folder that its user closed to everybody is no folder to work in')) return;
   const { users, root } = await makeUsers(t);
   for (const name of ['home', 'work', 'tmp']) {
     const folders = await users.prepare(7);
@@ -172,7 +186,8 @@ test('what a user plants in the place of a transcript is no session of theirs', 
   assert.equal(users.hasSession(2, id), false, 'a link above it');
 });
 
-test('a file the user made unreadable is no session, and no trouble of the server', { skip: process.getuid?.() === 0 && 'root reads everything' }, async (t) => {
+test('a file the user made unreadable is no session, and no trouble of the server', async (t) => {
+  if (ranAsOrdinaryUser('a file the user made unreadable is no session, and no trouble of the server')) return;
   const { users, root } = await makeUsers(t);
   chmodSync(writeTranscript(root, 1, id), 0o000);
   assert.equal(users.hasSession(1, id), false);
