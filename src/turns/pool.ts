@@ -125,7 +125,6 @@ export class Pool<W extends Poolable> {
    */
   #startFor(waiting: Waiting<Lease<W>>, room: Room): boolean {
     if (this.#processes.isStartingMany || room.waitsForStart) return false;
-    if (!room.fits && room.takeComing()) return true;
     if (!room.fits && !room.canBeMade) return false;
     if (!this.#isKnown(waiting)) return true;
     if (!room.fits) return this.#processes.makeRoom(room);

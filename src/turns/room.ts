@@ -116,9 +116,9 @@ export class Room {
   }
 
   #give(): void {
+    this.#startBytes = this.#view.peakBytes;
     this.#freeBytes -= this.#startBytes;
     this.#freeSlots -= 1;
-    this.#startBytes = this.#view.peakBytes;
   }
 }
 

@@ -73,7 +73,8 @@ export class Slots<W> {
   *idle(): Generator<Slot<W>> {
     const spare = this.#spare;
     if (spare?.state === 'idle') yield spare;
-    for (const slots of [this.#fatIdle, this.#inState.idle]) for (const slot of slots) if (slot !== spare) yield slot;
+    for (const slot of this.#fatIdle) if (slot !== spare) yield slot;
+    for (const slot of this.#inState.idle) if (slot !== spare && !this.#fatIdle.has(slot)) yield slot;
   }
 
   /** Notes what the slot's process holds, where there still is such a slot. */
