@@ -111,7 +111,7 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
     await server.chat({ prompt: 'hello', user_id: 6 });
     const hook = { hooks: { UserPromptSubmit: [{ hooks: [{ type: 'command', command: 'id -un >/work/hooked; ls / >>/work/hooked' }] }] } };
     await writeFile(join(users, '6/home/settings.json'), JSON.stringify(hook));
-    await chownAll(join(users, '6/home'));
+    await chownAll(join(users, '6/home/settings.json')); // nothing else: the CLI that is still warm makes and removes files beside it
     const fresh = await server.chat({ prompt: 'hello', user_id: 6 });
     assert.equal(fresh.status, 200);
     assert.match(await readFile(join(users, '6/work/hooked'), 'utf8'), /^claude\nbin\n/);
