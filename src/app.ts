@@ -15,6 +15,7 @@ import { createCloser } from './http/connections.ts';
 import { createHealthMonitor } from './http/health.ts';
 import type { Log } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
+import type { Tokens } from './sandbox/usage.ts';
 import { createHttpServer, listenProblem } from './server.ts';
 import { createShutdown } from './shutdown.ts';
 import { createChat } from './turns/chat.ts';
@@ -69,7 +70,11 @@ export async function createApp(config: Config, { log, terminal, onRefusal }: Su
   const { turnTimeoutMs, maxBodyBytes, corsOrigins } = config;
   const { hasSession } = claude.users;
   const checkStorage = createStorageCheck(config.stateDir);
-  const takeTurn = createRateLimit(config.rateLimitPerMinute);
+  const takeByRate = createRateLimit(config.rateLimitPerMinute);
+  const takeTurn = (userId: number): (() => void) => {
+    claude.tokens.requireLeft(userId);
+    return takeByRate(userId);
+  };
   let isStopping = false;
   let stopped: Promise<void> | undefined;
   const isReady = (): boolean => claude.sandbox() !== undefined;
@@ -89,6 +94,7 @@ export async function createApp(config: Config, { log, terminal, onRefusal }: Su
       uptime_seconds: Math.floor((performance.now() - startedAt) / 1000),
       ...pool.counts(),
       ...monitor.counts(),
+      ...(claude.sandbox() === 'on' && { tokens: tokenMembers(claude.tokens.total()) }),
     };
   };
   const auth = createAuth(apiKey);
@@ -153,6 +159,10 @@ function createPool(config: Config, claude: Claude): Pool<Worker> {
     warmMs: config.warmMs,
     maxStarts: 2 * availableParallelism(),
   });
+}
+
+function tokenMembers({ input, output, cacheWrite, cacheRead }: Tokens): Record<string, number> {
+  return { input, output, cache_creation: cacheWrite, cache_read: cacheRead };
 }
 
 async function sweepTranscripts({ users }: Claude, keepDays: number, log: Log): Promise<void> {

@@ -11,6 +11,7 @@ import type { Log } from './log.ts';
 import { Problem } from './problem.ts';
 import { socketPathProblem } from './sandbox/api-socket.ts';
 import { decideSandbox, hasEverBeenSandboxed, rememberSandbox, type Decision } from './sandbox/mode.ts';
+import { createTokenCount, type TokenCount } from './sandbox/token-count.ts';
 
 /** The session a process is started for. */
 export interface StartSession {
@@ -25,6 +26,8 @@ export interface StartSession {
 export interface Claude {
   /** All that is kept of end users. */
   readonly users: Users;
+  /** What was counted in the sandbox; nothing is without it. */
+  readonly tokens: TokenCount;
   /**
    * A started process for this session, in the user's own folders (made on first use). It exists but is not known to work
    * before its first turn. Waits until the sandbox is tried. Throws Problem `claude_not_found` when there is no such
@@ -57,6 +60,7 @@ export interface Refusal {
  */
 export async function createClaude(config: CliConfig, log: Log, onRefusal: (refusal: Refusal) => void): Promise<Claude> {
   const users = await openUsers(config.stateDir);
+  const tokens = createTokenCount(config.userTokensPerDay);
   const hash = createHash('sha256').update(await realpath(config.stateDir)).digest('hex').slice(0, 16);
   const markerPrefix = `${hash}.`;
   const probeMarker = `${markerPrefix}${process.pid}.0.`;
@@ -110,6 +114,7 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
     if (decision.kind !== 'without') return undefined;
     sandbox = decision.reason;
     log('warning', 'sandbox', { message: config.sandbox === 'off' ? everybodyTrusted : fiveTools, reason: sandbox });
+    if (config.userTokensPerDay !== undefined) log('warning', 'config', { message: tokensUncounted });
     return (way = outside);
   }
 
@@ -127,7 +132,8 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
     const number = started;
     const own = await chosen.launch([isNew ? `--session-id=${sessionId}` : `--resume=${sessionId}`], folders, number);
     try {
-      const sandbox = own.sandbox && { ...own.sandbox, logFields: { user: userId, session: sessionId } };
+      const logFields = { user: userId, session: sessionId };
+      const sandbox = own.sandbox && { ...own.sandbox, limits: { ...own.sandbox.limits, ...tokens.of(userId), logFields } };
       return new Worker({ ...own, sandbox, marker: `${markerPrefix}${process.pid}.${number}.`, sessionId, isInPlace: folders.isUnchanged });
     } catch (error) {
       await own.sandbox?.api.close();
@@ -153,6 +159,7 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
   settle(decide());
   return {
     users,
+    tokens,
     markerPrefix,
     sandbox: () => sandbox,
     close: () => way?.close(),
@@ -179,6 +186,7 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
 
 const longTrialMs = 5000;
 const everybodyTrusted = 'every end user is as trusted as the operator';
+const tokensUncounted = 'CLAUDE_USER_TOKENS_PER_DAY limits nothing: tokens are counted in the sandbox';
 const fiveTools = 'Claude has the five file tools and their rules';
 
 function stopping(): Problem {

@@ -174,7 +174,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
         args: sandboxArgv(machine, { home, work, tmp, api: socket }, [inside.claude, ...cliArguments(config, rights), ...options]),
         env: environment(placeholders).env,
         cwd: '/',
-        sandbox: { openFilter: () => openFilter(machine), api, maxRequests: 10 * config.maxTurns },
+        sandbox: { openFilter: () => openFilter(machine), api, limits: { maxRequests: 10 * config.maxTurns } },
       };
     },
 

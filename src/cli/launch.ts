@@ -1,9 +1,9 @@
 import { spawn, type ChildProcess, type ChildProcessByStdio } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { Readable, type Writable } from 'node:stream';
-import type { Fields } from '../log.ts';
 import { errorCode } from '../problem.ts';
 import type { ProxySocket } from '../sandbox/api-socket.ts';
+import type { TurnLimits } from '../sandbox/api-turn.ts';
 import { statusFd } from '../sandbox/sandbox.ts';
 import { problemOfEnd, sandboxUnavailable } from './outcome.ts';
 import { markerName } from './strays.ts';
@@ -31,10 +31,8 @@ export interface LaunchedSandbox {
   readonly openFilter: () => number;
   /** The way to the API, open during turns and closed when the process is gone. */
   readonly api: Pick<ProxySocket, 'beginTurn' | 'endTurn' | 'close'>;
-  /** Requests to the API in one turn. */
-  readonly maxRequests: number;
-  /** What a line of the log says of whose it is. */
-  readonly logFields?: Fields | undefined;
+  /** What each turn may ask of the API. */
+  readonly limits: Omit<TurnLimits, 'onTooManyRefusals'>;
 }
 
 /** A started CLI, with its three standard streams. */

@@ -2,6 +2,7 @@ import { howToLogIn } from '../host/login.ts';
 import { machineExhausted } from '../host/memory.ts';
 import { Problem, type ProblemCode } from '../problem.ts';
 import type { TurnReport } from '../sandbox/api-turn.ts';
+import { outOfTokens } from '../sandbox/token-count.ts';
 import type { TurnEnd } from './dialogue.ts';
 import { claudeNotFound } from './program.ts';
 import type { CliResult } from './protocol.ts';
@@ -108,7 +109,7 @@ const toldByApi: ReadonlySet<ProblemCode> = new Set([
 export function withApiReport(end: TurnEnd, { lastFailure, isOutOfTokens }: TurnReport): TurnEnd {
   if (!('problem' in end.outcome) || !toldByApi.has(end.outcome.problem.code)) return end;
   const told = end.outcome.problem;
-  const known = isOutOfTokens ? outOfTokens() : problemOfApi(told, lastFailure);
+  const known = isOutOfTokens ? outOfTokens(Date.now()) : problemOfApi(told, lastFailure);
   return { ...end, outcome: { problem: known.with({ cause: told.extras.cause }) } };
 }
 
@@ -119,12 +120,6 @@ function problemOfApi(told: Problem, failure: TurnReport['lastFailure']): Proble
   if (status !== 429) return told;
   const limited = told.code === 'claude_rate_limited' ? told : claudeRateLimited(0);
   return limited.with({ retryAfterSeconds: retryAfterSeconds ?? limited.extras.retryAfterSeconds });
-}
-
-function outOfTokens(): Problem {
-  return new Problem('rate_limited', 'This user has had the tokens that CLAUDE_USER_TOKENS_PER_DAY allows; try again tomorrow.', {
-    retryAfterSeconds: 3600,
-  });
 }
 
 function overloaded(retryAfterSeconds = 30): Problem {

@@ -21,7 +21,7 @@ type WayLaunch = Pick<Launch, 'command' | 'args' | 'env' | 'cwd' | 'sandbox'>;
 export type CliConfig = Pick<
   Config,
   | 'allowedTools' | 'childEnv' | 'claudeBinary' | 'keepDays' | 'maxTurns' | 'models' | 'permissionMode' | 'runtimeDir' | 'sandbox'
-  | 'settingSources' | 'stateDir' | 'tools'
+  | 'settingSources' | 'stateDir' | 'tools' | 'userTokensPerDay'
 >;
 
 /** What the CLI may do, decided by the way it is run. */

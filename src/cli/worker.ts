@@ -101,10 +101,10 @@ export class Worker {
   #beginApiTurn(): void {
     if (this.#sandbox === undefined) return;
     clearTimeout(this.#treeCheck);
-    const { api, maxRequests, logFields = {} } = this.#sandbox;
+    const { api, limits } = this.#sandbox;
     this.#report = undefined;
     this.#isAsking = true;
-    api.beginTurn({ maxRequests, logFields, onTooManyRefusals: () => this.#dialogue.giveUp(tooManyRefusals()) });
+    api.beginTurn({ ...limits, onTooManyRefusals: () => this.#dialogue.giveUp(tooManyRefusals()) });
   }
 
   /** Once, whichever comes first: the turn's end or the process's. */

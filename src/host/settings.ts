@@ -56,6 +56,10 @@ export const settings = {
     'CLAUDE_SETTING_SOURCES', settingSourcesRule,
     "with `project,local` the settings and CLAUDE.md in a user's `work` count, with `user` those in their `home`",
   ),
+  userTokensPerDay: setting(
+    'CLAUDE_USER_TOKENS_PER_DAY', '', optional(integer(1, 1_000_000_000)),
+    'tokens a day (UTC) and `user_id`, cached ones included; counted in the sandbox',
+  ),
   keepDays: setting('CLAUDE_KEEP_DAYS', '30', integer(1, 36_500), 'days a dialogue is kept after its last turn'),
   stateDir: setting(
     'CLAUDE_STATE_DIR', '',

@@ -53,6 +53,19 @@ testSandboxed('the API is reached with the login that no sandbox has, and its fa
   assert.deepEqual([limited.body['code'], limited.headers.get('retry-after')], ['claude_rate_limited', '17']);
 });
 
+testSandboxed('tokens are counted by the API, and a user who has had those of the day has no turn until it ends', async (t) => {
+  const api = await startMessagesApi(t);
+  const server = await startSandboxedServer(t, { ANTHROPIC_BASE_URL: api.url, CLAUDE_MODEL: 'claude-fake', CLAUDE_USER_TOKENS_PER_DAY: '2000' });
+  for (let i = 0; i < 2; i += 1) assert.equal((await server.chat({ prompt: 'play ask hello' })).body['content'], 'ok');
+  const refused = await server.chat({ prompt: 'play ask hello' });
+  assert.deepEqual([refused.status, refused.body['code'], api.turns.length], [429, 'rate_limited', 2]);
+  const untilMidnight = 86_400 - (Date.now() / 1000) % 86_400;
+  assert.ok(Math.abs(Number(refused.headers.get('retry-after')) - untilMidnight) < 60, refused.headers.get('retry-after') ?? '');
+  assert.equal((await server.chat({ prompt: 'play ask hello', user_id: 2 })).body['content'], 'ok', 'others are not concerned');
+  const health = (await (await server.request('/health')).json()) as Record<string, unknown>;
+  assert.deepEqual(health['tokens'], { input: 3000, output: 300, cache_creation: 0, cache_read: 0 });
+});
+
 testSandboxed('what may be seen of the sandbox in /health and the log', async (t) => {
   const server = await startSandboxedServer(t, { CLAUDE_CODE_EXTRA_BODY: '{}', HTTPS_PROXY: 'http://127.0.0.1:1', DISABLE_TELEMETRY: '1' });
   const health = (await (await server.request('/health')).json()) as Record<string, unknown>;
