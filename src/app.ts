@@ -93,6 +93,7 @@ export async function createApp(config: Config, { log, terminal, onRefusal }: Su
       ...(login === null && { warnings: [howToLogIn] }),
       uptime_seconds: Math.floor((performance.now() - startedAt) / 1000),
       ...pool.counts(),
+      users: chat.users(),
       ...monitor.counts(),
       ...(claude.sandbox() === 'on' && { tokens: tokenMembers(claude.tokens.total()) }),
     };

@@ -21,7 +21,7 @@ const example = '{"prompt": "Hello", "user_id": 1}';
  */
 export async function readChatRequest(req: IncomingMessage, res: ServerResponse, maxBytes: number): Promise<ChatRequest> {
   requireJsonType(req);
-  return parseChatRequest(parseObject(await readBytes(req, res, maxBytes)));
+  return parseChatRequest(parseObject(await readBytes(req, res, maxBytes)), req.headersDistinct['x-user-id'] ?? []);
 }
 
 /** Lets the rest of an unread body pass by, up to a limit; then the connection is cut. */
@@ -34,12 +34,16 @@ export function discardBody(req: IncomingMessage): void {
   });
 }
 
-/** A chat request from a parsed JSON object. Throws Problem `invalid_request` that names every wrong field. */
-function parseChatRequest(body: Json): ChatRequest {
+/**
+ * A chat request from a parsed JSON object. Throws Problem `invalid_request` that names every wrong field. `routedBy` is the
+ * user that a proxy chose this machine for.
+ */
+function parseChatRequest(body: Json, routedBy: readonly string[]): ChatRequest {
   const { prompt, user_id: userId, session_id: sessionId, ...unknown } = body;
   const errors = [
     ...promptErrors(prompt),
     ...userIdErrors(userId),
+    ...routeErrors(userId, routedBy),
     ...sessionIdErrors(sessionId),
     ...Object.keys(unknown).slice(0, 20).map(unknownField),
   ];
@@ -63,6 +67,12 @@ function userIdErrors(userId: unknown): FieldError[] {
   if (userId === undefined) return [{ field: 'user_id', detail: 'user_id is required.' }];
   if (Number.isSafeInteger(userId) && Number(userId) >= 1) return [];
   return [{ field: 'user_id', detail: 'user_id must be an integer from 1 to 9007199254740991.' }];
+}
+
+/** On another machine than their own a user would begin a second folder. */
+function routeErrors(userId: unknown, routedBy: readonly string[]): FieldError[] {
+  if (routedBy.every((text) => text === String(userId))) return [];
+  return [{ field: 'X-User-Id', detail: 'The header X-User-Id, where there is one, must be the same number as user_id.' }];
 }
 
 function sessionIdErrors(sessionId: unknown): FieldError[] {

@@ -12,7 +12,7 @@ import { EventStream, type StreamTimes } from './sse.ts';
 /** What the routes need of the rest of the server. */
 export interface RouteOptions {
   readonly auth: (headerValues: readonly string[]) => Verdict;
-  readonly chat: Chat;
+  readonly chat: Pick<Chat, 'run'>;
   readonly health: () => Health;
   /** More about the server, for a caller with the key. */
   readonly healthDetails: () => Promise<Readonly<Record<string, unknown>>>;
@@ -126,7 +126,7 @@ function sendOptions(res: ServerResponse, methods: readonly string[]): void {
   res.setHeader('Allow', allowed);
   if (res.hasHeader('Access-Control-Allow-Origin')) {
     res.setHeader('Access-Control-Allow-Methods', allowed);
-    res.setHeader('Access-Control-Allow-Headers', 'Authorization, Content-Type, X-Request-Id');
+    res.setHeader('Access-Control-Allow-Headers', 'Authorization, Content-Type, X-Request-Id, X-User-Id');
     res.setHeader('Access-Control-Max-Age', '600');
   }
   res.writeHead(204).end();

@@ -48,16 +48,21 @@ export interface Chat {
    * and a running one interrupted, and the Problem is the signal's reason.
    */
   run(request: ChatRequest, signal: AbortSignal, onEvent: (event: ChatEvent) => void): Promise<ChatAnswer>;
+  /** The users who have a turn under way, waiting ones included; each once. */
+  users(): readonly number[];
 }
 
 /** Turns over the pool's processes: how long one may take, and what becomes of its end. */
 export function createChat({ pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, closing, onTurnEnd }: ChatOptions): Chat {
+  const underWay = new Set<ChatRequest>();
   return {
     run(request, signal, onEvent) {
-      const turn = answer(request, new Listeners({ signal, onEvent }));
+      underWay.add(request);
+      const turn = answer(request, new Listeners({ signal, onEvent })).finally(() => underWay.delete(request));
       turn.then(() => onTurnEnd(undefined), (error: unknown) => onTurnEnd(toProblem(error)));
       return turn;
     },
+    users: () => [...new Set([...underWay].map(({ userId }) => userId))],
   };
 
   async function answer(request: ChatRequest, listeners: Listeners<ChatEvent>): Promise<ChatAnswer> {

@@ -26,6 +26,20 @@ test('the chat gets the prompt letter by letter, the user and the session', asyn
   assert.deepEqual(stage.requests.pop(), { prompt: 'x', userId: 7 });
 });
 
+test('X-User-Id is not needed, and where it is there it is the user_id in decimal', async (t) => {
+  const stage = await start(t);
+  const send = (userId: unknown, ...values: readonly string[]): Buffer =>
+    chat({ prompt: 'x', user_id: userId }, [withKey, asJson, ...values.map((value) => `X-User-Id: ${value}`)]);
+  for (const userId of [1, 7, 1234567, Number.MAX_SAFE_INTEGER]) assert.equal((await stage.ask(send(userId, String(userId)))).status, 200, String(userId));
+  assert.equal((await stage.ask(send(7, '7', '7'))).status, 200);
+  assert.deepEqual(stage.requests.splice(0).map(({ userId }) => userId), [1, 7, 1234567, Number.MAX_SAFE_INTEGER, 7]);
+  for (const values of [['8'], [''], ['07'], ['7.0'], ['+7'], ['7, 7'], ['7', '8'], ['8', '7'], ['1e3']]) {
+    const { problem } = await assertProblem(stage, send(7, ...values), 422, 'invalid_request');
+    assert.deepEqual((problem['errors'] as { field: string }[]).map(({ field }) => field), ['X-User-Id'], values.join());
+  }
+  assert.deepEqual(stage.requests, []);
+});
+
 test('a body that comes byte by byte, or in chunks, is the same body', async (t) => {
   const stage = await start(t);
   const body = JSON.stringify({ prompt: 'żółć 🦊', user_id: 1 });

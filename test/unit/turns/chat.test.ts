@@ -129,3 +129,17 @@ test('a turn that gets its process when the server must end already is ended at 
   assert.equal((await stage.failure()).code, 'shutting_down');
   assert.equal(stage.renewals, 0, 'it is not begun again');
 });
+
+test('a user has a turn under way from its beginning to its end, however many they have and however it ends', async () => {
+  const stage = new Stage([]);
+  const callers = [7, 7, 9].map((userId) => {
+    const caller = new AbortController();
+    return { caller, turn: stage.chat.run({ prompt: 'hello', userId }, caller.signal, () => {}).catch(() => {}) };
+  });
+  assert.deepEqual(stage.chat.users(), [7, 9]);
+  for (const [i, left] of [[7, 9], [9], []].entries()) {
+    callers[i]?.caller.abort(new Problem('request_timeout', 'It is gone.'));
+    await callers[i]?.turn;
+    assert.deepEqual(stage.chat.users(), left);
+  }
+});
