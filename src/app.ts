@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import type { Server } from 'node:net';
-import { availableParallelism } from 'node:os';
+import { availableParallelism, hostname } from 'node:os';
 import { createAuth, offerKey } from './auth.ts';
 import { createClaude, type Claude } from './claude.ts';
 import { endMarked } from './cli/strays.ts';
@@ -13,12 +13,14 @@ import { openMemory } from './host/memory.ts';
 import { createStorageCheck, logStorage } from './host/storage.ts';
 import { createCloser } from './http/connections.ts';
 import { createHealthMonitor } from './http/health.ts';
+import type { HealthDetails } from './http/metrics.ts';
 import type { Log } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
 import type { Tokens } from './sandbox/usage.ts';
 import { createHttpServer, listenProblem } from './server.ts';
 import { createShutdown } from './shutdown.ts';
 import { createChat } from './turns/chat.ts';
+import { Figures } from './turns/figures.ts';
 import { Pool } from './turns/pool.ts';
 import { createRateLimit } from './turns/rate.ts';
 
@@ -59,7 +61,9 @@ interface Surroundings {
  * The wiring of all rooms. Takes the state folder for itself and ends what an earlier server left running there.
  * Throws StartError when the folder cannot be used or another server has it.
  */
-export async function createApp(config: Config, { log, terminal, onRefusal }: Surroundings): Promise<App> {
+export async function createApp(config: Config, { log: uncounted, terminal, onRefusal }: Surroundings): Promise<App> {
+  const figures = new Figures();
+  const log = figures.counting(uncounted);
   for (const message of config.warnings) log('warning', 'config', { message });
   const { claude, lock } = await openStateFolder(config, log, onRefusal);
   const leftovers = await endMarked(claude.markerPrefix);
@@ -79,27 +83,42 @@ export async function createApp(config: Config, { log, terminal, onRefusal }: Su
   let stopped: Promise<void> | undefined;
   const isReady = (): boolean => claude.sandbox() !== undefined;
   const monitor = createHealthMonitor({ probeVersion: claude.probeVersion, isDraining: () => isStopping, isReady, log });
-  const { onTurnEnd, health } = monitor;
-  const chat = createChat({ pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, closing: closing.signal, onTurnEnd });
+  const { health } = monitor;
+  const chat = createChat({
+    pool,
+    hasSession,
+    turnTimeoutMs,
+    checkStorage,
+    takeTurn,
+    closing: closing.signal,
+    onAdmitted: (start, waitedMs) => figures.turnAdmitted(start, waitedMs),
+    onTurnEnd(problem, durationMs) {
+      figures.turnEnded(problem, durationMs);
+      monitor.onTurnEnd(problem);
+    },
+  });
   const apiKey = config.apiKey ?? randomBytes(32).toString('hex');
   const version = await readVersion();
   const startedAt = performance.now();
-  const healthDetails = async (): Promise<Record<string, unknown>> => {
+  const healthDetails = async (): Promise<HealthDetails> => {
     const login = (await findLogin(config.childEnv)) ?? null;
     return {
       version,
+      node: hostname(),
+      claude_version: monitor.claudeVersion() ?? null,
       login,
       sandbox: claude.sandbox() ?? null,
       ...(login === null && { warnings: [howToLogIn] }),
       uptime_seconds: Math.floor((performance.now() - startedAt) / 1000),
       ...pool.counts(),
       users: chat.users(),
-      ...monitor.counts(),
+      turns: figures.turns,
+      failures: figures.failures,
       ...(claude.sandbox() === 'on' && { tokens: tokenMembers(claude.tokens.total()) }),
     };
   };
   const auth = createAuth(apiKey);
-  const server = createHttpServer({ auth, chat, health, healthDetails, maxBodyBytes, corsOrigins, log });
+  const server = createHttpServer({ auth, chat, health, healthDetails, figures, maxBodyBytes, corsOrigins, log });
   const closeConnections = createCloser(server);
   const endProcesses = (): Promise<number> => endMarked(`${claude.markerPrefix}${process.pid}.`);
   const shutdown = createShutdown({ pool, closeConnections, closing, endProcesses });

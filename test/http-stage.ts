@@ -2,10 +2,12 @@ import assert from 'node:assert/strict';
 import type { AddressInfo } from 'node:net';
 import type { TestContext } from 'node:test';
 import { createAuth } from '../src/auth.ts';
+import type { HealthDetails } from '../src/http/metrics.ts';
 import { createLog } from '../src/log.ts';
 import type { ProblemCode } from '../src/problem.ts';
 import { createHttpServer, type ServerOptions } from '../src/server.ts';
 import type { Chat, ChatAnswer, ChatRequest } from '../src/turns/chat.ts';
+import { Figures } from '../src/turns/figures.ts';
 import { openConnection, requestBytes, type Connection, type WireAnswer } from './http-client.ts';
 import { within, type LogLine } from './running-server.ts';
 
@@ -20,6 +22,24 @@ export type Run = Chat['run'];
 
 export const answer: ChatAnswer = { content: 'two and two: żółć 🦊', sessionId: 's-1', costUsd: 0.25, durationMs: 12 };
 export const answerJson = { content: 'two and two: żółć 🦊', session_id: 's-1', cost: 0.25, duration_ms: 12 };
+
+export const healthDetails: HealthDetails = {
+  version: '1.2.3',
+  node: 'box',
+  claude_version: '2.1.331',
+  login: 'credentials file',
+  sandbox: 'on',
+  uptime_seconds: 7,
+  running: 1,
+  queued: 2,
+  warm: 3,
+  capacity: 4,
+  memory: { held: 5, left: 6 },
+  users: [9],
+  turns: 8,
+  failures: 0,
+  tokens: { input: 10, output: 11 },
+};
 
 export const good = { prompt: 'hello', user_id: 1 };
 
@@ -72,7 +92,8 @@ export async function start(t: TestContext, { run = async () => answer, ...optio
       },
     },
     health: () => ({ status: 'ok' }),
-    healthDetails: async () => ({ version: '1.2.3', login: 'credentials file' }),
+    healthDetails: async () => healthDetails,
+    figures: new Figures(),
     maxBodyBytes,
     corsOrigins: [],
     log: createLog('json', { write: (line) => (stage.logText += line) }),

@@ -1,5 +1,7 @@
 import { spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { accessSync, constants } from 'node:fs';
+import { createServer, type AddressInfo } from 'node:net';
 import { delimiter, join } from 'node:path';
 
 // A shell of an ordinary user often lacks the second half, where nginx and ip are.
@@ -23,6 +25,15 @@ export function needs(things: readonly string[], purpose: string): string | fals
 export function needsToRun(command: readonly [string, ...string[]], thing: string, purpose: string): string | false {
   const [program, ...args] = command;
   return spawnSync(program, args, { stdio: 'ignore', timeout: 10_000 }).status !== 0 && `needs ${thing}: ${purpose}`;
+}
+
+/** A port of 127.0.0.1 that nobody listens on, for a program that cannot choose one by itself. */
+export async function freePort(): Promise<number> {
+  const holder = createServer().listen(0, '127.0.0.1');
+  await once(holder, 'listening');
+  const { port } = holder.address() as AddressInfo;
+  holder.close();
+  return port;
 }
 
 function isExecutable(path: string): boolean {

@@ -57,7 +57,11 @@ export function writeProblem({ req, res }: Exchange, problem: Problem): void {
 
 /** Answers with JSON of this type. */
 export function sendJson(res: ServerResponse, status: number, body: object, type: string): void {
-  const text = JSON.stringify(body);
+  send(res, status, JSON.stringify(body), type);
+}
+
+/** Answers with text of this type. */
+export function send(res: ServerResponse, status: number, text: string, type: string): void {
   res.writeHead(status, { 'Content-Type': type, 'Content-Length': Buffer.byteLength(text), 'Cache-Control': 'no-store' });
   // Node leaves the body out of an answer to HEAD by itself.
   res.end(text);

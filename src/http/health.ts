@@ -30,8 +30,8 @@ export interface HealthMonitor {
   /** To be told of the end of every turn asked for: what it failed with, or undefined for an answer. */
   readonly onTurnEnd: (problem: Problem | undefined) => void;
   readonly health: () => Health;
-  /** Turns that are over and failures among them since the start, and the CLI's version where known. */
-  readonly counts: () => { readonly claude_version: string | null; readonly turns: number; readonly failures: number };
+  /** The CLI's version where it is known. */
+  readonly claudeVersion: () => string | undefined;
   /** Looks for the CLI, now and, while it cannot be run, again every `retryMs`; logs what it finds. Never rejects. */
   readonly watchCli: () => Promise<void>;
 }
@@ -40,8 +40,6 @@ export interface HealthMonitor {
 export function createHealthMonitor({ probeVersion, isDraining, isReady, log, retryMs = 10_000 }: HealthSources): HealthMonitor {
   let trouble: Problem | undefined;
   let version: string | undefined;
-  let turns = 0;
-  let failures = 0;
   let sandboxFailures = 0;
   let retry: NodeJS.Timeout | undefined;
 
@@ -68,9 +66,6 @@ export function createHealthMonitor({ probeVersion, isDraining, isReady, log, re
   return {
     watchCli,
     onTurnEnd(problem) {
-      turns += 1;
-      // What the caller did wrong, hanging up included, is no failure of the server's.
-      if (problem !== undefined && problem.status >= 500) failures += 1;
       sandboxFailures = problem?.code === 'sandbox_unavailable' ? sandboxFailures + 1 : 0;
       const isUnusable = problem?.code === 'claude_not_found' || problem?.code === 'claude_too_old';
       if (problem !== undefined && (isUnusable || sandboxFailures >= sandboxFailuresInRow)) setTrouble(problem);
@@ -83,6 +78,6 @@ export function createHealthMonitor({ probeVersion, isDraining, isReady, log, re
       if (trouble !== undefined) return { status: 'unavailable', detail: trouble.message };
       return isReady() ? { status: 'ok' } : { status: 'unavailable', detail: trialUnderWay };
     },
-    counts: () => ({ claude_version: version ?? null, turns, failures }),
+    claudeVersion: () => version,
   };
 }

@@ -1,10 +1,12 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Verdict } from '../auth.ts';
-import { namedOver } from './accept.ts';
+import { namedOver, weightOf } from './accept.ts';
 import { readChatRequest } from './body.ts';
-import { answerProblem, levelOf, sendJson, setCommonHeaders, writeProblem, type Exchange } from './exchange.ts';
+import { answerProblem, levelOf, send, sendJson, setCommonHeaders, writeProblem, type Exchange } from './exchange.ts';
 import type { Chat, ChatAnswer, ChatEvent } from '../turns/chat.ts';
+import type { Figures } from '../turns/figures.ts';
 import type { Health } from './health.ts';
+import { metricsText, metricsType, type HealthDetails } from './metrics.ts';
 import type { Log } from '../log.ts';
 import { describeBug, Problem, problemBody, toProblem } from '../problem.ts';
 import { EventStream, type StreamTimes } from './sse.ts';
@@ -15,7 +17,8 @@ export interface RouteOptions {
   readonly chat: Pick<Chat, 'run'>;
   readonly health: () => Health;
   /** More about the server, for a caller with the key. */
-  readonly healthDetails: () => Promise<Readonly<Record<string, unknown>>>;
+  readonly healthDetails: () => Promise<HealthDetails>;
+  readonly figures: Figures;
   readonly maxBodyBytes: number;
   /** Origins whose pages may call; `*` for all. */
   readonly corsOrigins: readonly string[];
@@ -50,12 +53,21 @@ async function route(exchange: Exchange, options: RouteOptions, times: StreamTim
   await (path === '/health' ? sendHealth(exchange, options) : runChat(exchange, options, times));
 }
 
-async function sendHealth({ req, res }: Exchange, { auth, health, healthDetails }: RouteOptions): Promise<void> {
+async function sendHealth({ req, res }: Exchange, { auth, health, healthDetails, figures }: RouteOptions): Promise<void> {
   // Nobody needs a key here, but a wrong one is a mistake, or a guess.
-  if (req.headers.authorization !== undefined) requireKey(req, auth);
+  const hasKey = req.headers.authorization !== undefined;
+  if (hasKey) requireKey(req, auth);
   const body = health();
-  const details = req.headers.authorization === undefined ? {} : await healthDetails();
-  sendJson(res, body.status === 'ok' ? 200 : 503, { ...body, ...details }, 'application/json');
+  const isUp = body.status === 'ok';
+  const details = hasKey ? await healthDetails() : undefined;
+  if (details !== undefined && isForScraper(req.headers.accept ?? '')) send(res, 200, metricsText(isUp, details, figures), metricsType);
+  else sendJson(res, isUp ? 200 : 503, { ...body, ...details }, 'application/json');
+}
+
+/** Whether this is Prometheus: axios' default header names text too, but wants it no more than JSON. */
+function isForScraper(accept: string): boolean {
+  const weights = ['text/plain', 'application/openmetrics-text'].map((type) => weightOf(accept, type));
+  return Math.max(...weights) > weightOf(accept, 'application/json');
 }
 
 async function runChat(exchange: Exchange, options: RouteOptions, times: StreamTimes): Promise<void> {

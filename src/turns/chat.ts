@@ -1,6 +1,7 @@
 import type { TurnEnd, TurnEvent } from '../cli/dialogue.ts';
 import type { Worker } from '../cli/worker.ts';
 import { Problem, toProblem, type ProblemCode } from '../problem.ts';
+import type { TurnStart } from './figures.ts';
 import { Listeners } from './listeners.ts';
 import type { Lease, Pool } from './pool.ts';
 
@@ -36,8 +37,10 @@ interface ChatOptions {
   readonly takeTurn: (userId: number) => () => void;
   /** Aborts, with a Problem as its reason, when running turns must end because the server does. */
   readonly closing: AbortSignal;
+  /** Hears of every turn that has its process: how it came by it, and how long it waited. */
+  readonly onAdmitted: (start: TurnStart, waitedMs: number) => void;
   /** Hears of every turn asked for, once, when it is over: what it failed with, or undefined for an answer. */
-  readonly onTurnEnd: (problem: Problem | undefined) => void;
+  readonly onTurnEnd: (problem: Problem | undefined, durationMs: number) => void;
 }
 
 /** Turns as the HTTP side knows them. */
@@ -53,13 +56,16 @@ export interface Chat {
 }
 
 /** Turns over the pool's processes: how long one may take, and what becomes of its end. */
-export function createChat({ pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, closing, onTurnEnd }: ChatOptions): Chat {
+export function createChat(options: ChatOptions): Chat {
+  const { pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, closing, onAdmitted, onTurnEnd } = options;
   const underWay = new Set<ChatRequest>();
   return {
     run(request, signal, onEvent) {
+      const startedAt = performance.now();
       underWay.add(request);
       const turn = answer(request, new Listeners({ signal, onEvent })).finally(() => underWay.delete(request));
-      turn.then(() => onTurnEnd(undefined), (error: unknown) => onTurnEnd(toProblem(error)));
+      const end = (problem?: Problem): void => onTurnEnd(problem, performance.now() - startedAt);
+      turn.then(() => end(), (error: unknown) => end(toProblem(error)));
       return turn;
     },
     users: () => [...new Set([...underWay].map(({ userId }) => userId))],
@@ -73,6 +79,8 @@ export function createChat({ pool, hasSession, turnTimeoutMs, checkStorage, take
       giveBack();
       throw error;
     });
+    const start = lease.origin === 'cold' && request.sessionId !== undefined ? 'resumed' : lease.origin;
+    onAdmitted(start, performance.now() - startedAt);
     const limit = limitTurn(turnTimeoutMs, [listeners.signal, closing]);
     const tell = (event: ChatEvent): void => {
       try {

@@ -2,11 +2,10 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
-import { findProgram, needs } from '../needs.ts';
+import { findProgram, freePort, needs } from '../needs.ts';
 import { apiKey, startServer, until, type RunningServer } from '../running-server.ts';
 
 const nginx = findProgram('nginx');
@@ -39,14 +38,6 @@ async function startNginx(t: TestContext, server: RunningServer): Promise<string
     return fetch(`${url}/health`).then((response) => (response.ok ? true : undefined), () => undefined);
   });
   return url;
-}
-
-async function freePort(): Promise<number> {
-  const holder = createServer().listen(0, '127.0.0.1');
-  await once(holder, 'listening');
-  const { port } = holder.address() as AddressInfo;
-  holder.close();
-  return port;
 }
 
 const post = (url: string, prompt: string, init: RequestInit = {}): Promise<Response> =>

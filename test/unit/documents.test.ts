@@ -6,7 +6,10 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { loadConfig } from '../../src/env.ts';
 import { settings } from '../../src/host/settings.ts';
+import { metricsText } from '../../src/http/metrics.ts';
 import { Problem, problemCodes } from '../../src/problem.ts';
+import { Figures } from '../../src/turns/figures.ts';
+import { healthDetails } from '../http-stage.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const read = (name: string): Promise<string> => readFile(join(root, name), 'utf8');
@@ -48,6 +51,16 @@ test('docs/operations.md has every event of the log, and no other', async () => 
   });
   const events = new Set(inSource.filter((name) => !['error', 'warning', 'info'].includes(name)));
   assert.deepEqual(documented.sort(), [...events].sort());
+});
+
+test('docs/operations.md has every figure with its labels, and no other', async () => {
+  const rows = (await read('docs/operations.md')).matchAll(/^\| (`claude_api_.+?) \| (.*?) ?\| /gm);
+  const documented = Array.from(rows, ([, names = '', labels = '']) => quoted(names, '`').map((name) => [name, ...quoted(labels, '`')].join(' '))).flat();
+  const figures = new Figures();
+  figures.counting(() => {})('info', 'turn');
+  const lines = metricsText(true, healthDetails, figures).split('\n').filter((line) => /^claude/.test(line) && !/_(?:bucket|count)\b/.test(line));
+  const names = lines.map((line) => [line.replace(/(?:_sum)?(?:\{.*|) .*$/, ''), ...Array.from(line.matchAll(/(\w+)="/g), ([, label]) => label)].join(' '));
+  assert.deepEqual(documented.sort(), [...new Set(names)].sort());
 });
 
 /** The words between two of these marks. */

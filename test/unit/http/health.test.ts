@@ -38,14 +38,14 @@ class Scene {
 test('a server is ok from the start, and nothing was started to find out', () => {
   const scene = new Scene();
   assert.deepEqual(scene.monitor.health(), { status: 'ok' });
-  assert.deepEqual(scene.monitor.counts(), { claude_version: null, turns: 0, failures: 0 });
+  assert.equal(scene.monitor.claudeVersion(), undefined);
   assert.equal(scene.probes, 0);
 });
 
 test('the version is known once the CLI was looked for', async () => {
   const scene = new Scene();
   await scene.monitor.watchCli();
-  assert.equal(scene.monitor.counts().claude_version, '2.1.331');
+  assert.equal(scene.monitor.claudeVersion(), '2.1.331');
   assert.deepEqual(scene.events, []);
 });
 
@@ -63,7 +63,7 @@ test('a CLI that cannot be run makes the server unavailable, with what to do abo
   await scene.monitor.watchCli();
   const { status, detail } = scene.monitor.health();
   assert.deepEqual([status, detail], ['unavailable', notFound.message]);
-  assert.equal(scene.monitor.counts().claude_version, null);
+  assert.equal(scene.monitor.claudeVersion(), undefined);
   assert.deepEqual(scene.events, ['error claude_unavailable']);
 });
 
@@ -76,7 +76,7 @@ test('a CLI that appears later is found by itself, and said once', async () => {
   scene.version = '2.1.331';
   await until('the server to be available', () => (scene.status === 'ok' ? true : undefined));
   assert.deepEqual(scene.events, ['error claude_unavailable', 'info claude_found']);
-  assert.equal(scene.monitor.counts().claude_version, '2.1.331');
+  assert.equal(scene.monitor.claudeVersion(), '2.1.331');
 });
 
 test('a CLI that is there is not looked for again', async () => {
@@ -116,13 +116,6 @@ test('other failures of a turn say nothing about the CLI', () => {
   }
 });
 
-test('turns and failures are counted', () => {
-  const { monitor } = new Scene();
-  for (const end of [undefined, undefined, new Problem('busy', '')]) monitor.onTurnEnd(end);
-  const { turns, failures } = monitor.counts();
-  assert.deepEqual({ turns, failures }, { turns: 3, failures: 1 });
-});
-
 test('a server that stops says so, whatever the CLI', async () => {
   const scene = new Scene();
   scene.isDraining = true;
@@ -136,13 +129,6 @@ test('a CLI that is too old makes the server unavailable, and says so in words o
   const scene = new Scene();
   scene.monitor.onTurnEnd(new Problem('claude_too_old', 'Update the CLI.'));
   assert.deepEqual([scene.monitor.health(), scene.events], [{ status: 'unavailable', detail: 'Update the CLI.' }, ['error claude_unavailable']]);
-});
-
-test('what callers do wrong is counted as a turn, not as a failure', () => {
-  const { monitor } = new Scene();
-  for (const code of ['session_not_found', 'request_timeout', 'rate_limited', 'claude_failed'] as const) monitor.onTurnEnd(new Problem(code, 'made up'));
-  const { turns, failures } = monitor.counts();
-  assert.deepEqual({ turns, failures }, { turns: 4, failures: 1 });
 });
 
 test('three turns in a row without their sandbox make the server unavailable; one that has it counts anew', () => {

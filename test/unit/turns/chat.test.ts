@@ -50,6 +50,7 @@ class Stage {
       },
       takeTurn: () => () => {},
       closing: this.closing.signal,
+      onAdmitted: () => {},
       onTurnEnd: () => {},
     });
   }
