@@ -19,8 +19,9 @@ import { describeBug, errorCode } from './problem.ts';
 import type { Tokens } from './sandbox/usage.ts';
 import { createHttpServer, listenProblem } from './server.ts';
 import { createShutdown } from './shutdown.ts';
-import { createChat } from './turns/chat.ts';
+import { createChat, type KeyedChats } from './turns/chat.ts';
 import { Figures } from './turns/figures.ts';
+import { KeyedTurns } from './turns/keyed.ts';
 import { Pool } from './turns/pool.ts';
 import { createRateLimit } from './turns/rate.ts';
 
@@ -84,12 +85,14 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
   const isReady = (): boolean => claude.sandbox() !== undefined;
   const monitor = createHealthMonitor({ probeVersion: claude.probeVersion, isDraining: () => isStopping, isReady, log });
   const { health } = monitor;
+  const keyed: KeyedChats = new KeyedTurns();
   const chat = createChat({
     pool,
     hasSession,
     turnTimeoutMs,
     checkStorage,
     takeTurn,
+    keyed,
     closing: closing.signal,
     onAdmitted: (start, waitedMs) => figures.turnAdmitted(start, waitedMs),
     onTurnEnd(problem, durationMs) {
@@ -112,6 +115,7 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
       uptime_seconds: Math.floor((performance.now() - startedAt) / 1000),
       ...pool.counts(),
       users: chat.users(),
+      idempotency_keys: keyed.size,
       turns: figures.turns,
       failures: figures.failures,
       ...(claude.sandbox() === 'on' && { tokens: tokenMembers(claude.tokens.total()) }),

@@ -11,6 +11,7 @@ const kinds = {
   body_too_large: [413, 'The body is too large'],
   unsupported_media_type: [415, 'The body must be JSON'],
   invalid_request: [422, 'The request has invalid fields'],
+  idempotency_conflict: [422, 'The idempotency key belongs to another request'],
   max_turns_reached: [422, 'Claude reached CLAUDE_MAX_TURNS'],
   prompt_too_long: [422, 'The prompt is too long'],
   rate_limited: [429, 'Too many requests from this user'],

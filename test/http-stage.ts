@@ -32,6 +32,7 @@ export const healthDetails: HealthDetails = {
   uptime_seconds: 7,
   running: 1,
   queued: 2,
+  idempotency_keys: 4,
   warm: 3,
   capacity: 4,
   memory: { held: 5, left: 6 },

@@ -1,6 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { ChatRequest } from '../turns/chat.ts';
 import { Problem } from '../problem.ts';
+import { fingerprintOf, isKey } from './idempotency.ts';
 
 type Json = Readonly<Record<string, unknown>>;
 /** `detail` is a sentence. */
@@ -21,7 +22,10 @@ const example = '{"prompt": "Hello", "user_id": 1}';
  */
 export async function readChatRequest(req: IncomingMessage, res: ServerResponse, maxBytes: number): Promise<ChatRequest> {
   requireJsonType(req);
-  return parseChatRequest(parseObject(await readBytes(req, res, maxBytes)), req.headersDistinct['x-user-id'] ?? []);
+  const body = parseObject(await readBytes(req, res, maxBytes));
+  const request = parseChatRequest(body, req.headersDistinct);
+  const key = req.headers['idempotency-key'];
+  return typeof key === 'string' ? { ...request, retryKey: { key, fingerprint: fingerprintOf(body) } } : request;
 }
 
 /** Lets the rest of an unread body pass by, up to a limit; then the connection is cut. */
@@ -35,17 +39,18 @@ export function discardBody(req: IncomingMessage): void {
 }
 
 /**
- * A chat request from a parsed JSON object. Throws Problem `invalid_request` that names every wrong field. `routedBy` is the
- * user that a proxy chose this machine for.
+ * A chat request from a parsed JSON object. Throws Problem `invalid_request` that names every wrong field, and the headers
+ * that are wrong: the user that a proxy chose this machine for, and the key of a retry.
  */
-function parseChatRequest(body: Json, routedBy: readonly string[]): ChatRequest {
+function parseChatRequest(body: Json, headers: IncomingMessage['headersDistinct']): ChatRequest {
   const { prompt, user_id: userId, session_id: sessionId, ...unknown } = body;
   const errors = [
     ...promptErrors(prompt),
     ...userIdErrors(userId),
-    ...routeErrors(userId, routedBy),
+    ...routeErrors(userId, headers['x-user-id'] ?? []),
     ...sessionIdErrors(sessionId),
     ...Object.keys(unknown).slice(0, 20).map(unknownField),
+    ...keyErrors(headers['idempotency-key']),
   ];
   if (errors.length > 0 || typeof prompt !== 'string' || typeof userId !== 'number') {
     throw new Problem('invalid_request', errors.map(({ detail }) => detail).join(' '), { errors });
@@ -79,6 +84,11 @@ function sessionIdErrors(sessionId: unknown): FieldError[] {
   if (sessionId === undefined || sessionId === null) return [];
   if (typeof sessionId === 'string' && sessionIdPattern.test(sessionId)) return [];
   return [{ field: 'session_id', detail: 'session_id must be that of an earlier answer, or null for a new dialogue.' }];
+}
+
+function keyErrors(keys: readonly string[] | undefined): FieldError[] {
+  if (keys === undefined || isKey(keys)) return [];
+  return [{ field: 'Idempotency-Key', detail: 'Idempotency-Key must be one header of 1 to 128 visible ASCII characters, without blanks.' }];
 }
 
 const knownFields = ['prompt', 'user_id', 'session_id'];

@@ -24,7 +24,7 @@ export function setCommonHeaders({ req, res, requestId }: Exchange, corsOrigins:
   const { origin } = req.headers;
   if (origin === undefined || !(isOpen || corsOrigins.includes(origin))) return;
   res.setHeader('Access-Control-Allow-Origin', isOpen ? '*' : origin);
-  res.setHeader('Access-Control-Expose-Headers', 'X-Request-Id, Retry-After');
+  res.setHeader('Access-Control-Expose-Headers', 'X-Request-Id, Retry-After, Idempotency-Replayed');
 }
 
 /** Answers with a problem, and logs it; does nothing where the answer is out already. */

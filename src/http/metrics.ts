@@ -22,6 +22,8 @@ export interface HealthDetails {
   readonly memory: { readonly held: number; readonly left: number };
   /** Who has a turn under way. */
   readonly users: readonly number[];
+  /** How many are held. */
+  readonly idempotency_keys: number;
   readonly turns: number;
   readonly failures: number;
   /** By kind; counted in the sandbox only. */
@@ -48,6 +50,7 @@ export function metricsText(isUp: boolean, details: HealthDetails, figures: Figu
     metric('processes', 'gauge', 'CLI processes', by('state', processes)),
     metric('capacity', 'gauge', 'processes there are, and how many more fit now', one(details.capacity)),
     metric('users', 'gauge', 'users who have a turn under way', one(details.users.length)),
+    metric('idempotency_keys', 'gauge', 'keys held, of turns that run or ended lately', one(details.idempotency_keys)),
     metric('queued', 'gauge', 'turns that wait', one(details.queued)),
     metric('memory_bytes', 'gauge', 'what the processes hold, and what is left', by('kind', Object.entries(memory))),
     metric('server_memory_bytes', 'gauge', "the server's own memory", one(process.memoryUsage.rss())),

@@ -7,7 +7,7 @@ import type { Chat, ChatAnswer, ChatEvent } from '../turns/chat.ts';
 import type { Figures } from '../turns/figures.ts';
 import type { Health } from './health.ts';
 import { metricsText, metricsType, type HealthDetails } from './metrics.ts';
-import type { Log } from '../log.ts';
+import type { Fields, Level, Log } from '../log.ts';
 import { describeBug, Problem, problemBody, toProblem } from '../problem.ts';
 import { EventStream, type StreamTimes } from './sse.ts';
 
@@ -80,24 +80,35 @@ async function runChat(exchange: Exchange, options: RouteOptions, times: StreamT
   const stream = isStreaming ? new EventStream(res, times, caller) : undefined;
   const { userId: user, sessionId: asked } = request;
   let origin: string | undefined;
+  let isReplayed = false;
+  const onEvent = (event: ChatEvent): void => {
+    if (event.type === 'admitted') origin = event.origin;
+    if (event.type === 'replayed') {
+      isReplayed = true;
+      res.setHeader('Idempotency-Replayed', 'true');
+    }
+    if (stream !== undefined) sendEvent(stream, event);
+  };
+  // A turn that many collect costs once, and stands in the log once.
+  const logEnd = (level: Level, fields: Fields, { ms, cost }: { ms: number; cost: number | undefined }): void => {
+    const event = isReplayed ? 'replay' : 'turn';
+    options.log(level, event, { request: requestId, user, ...fields, ...(!isReplayed && { ms, cost, process: origin }) });
+  };
   try {
-    const answer = await options.chat.run(request, caller, (event) => {
-      if (event.type === 'admitted') origin = event.origin;
-      if (stream !== undefined) sendEvent(stream, event);
-    });
+    const answer = await options.chat.run(request, caller, onEvent);
     const body = answerBody(answer);
     if (stream === undefined) sendJson(res, 200, body, 'application/json');
     else stream.end('result', body);
     const { sessionId: session, durationMs: ms, costUsd: cost } = answer;
-    options.log('info', 'turn', { request: requestId, user, session, status: 200, ms, cost, process: origin });
+    logEnd('info', { session, status: 200 }, { ms, cost });
   } catch (error) {
     const problem = toProblem(error);
     if (stream?.isOpen) stream.end('error', problemBody(problem));
     else writeProblem(exchange, problem);
     const { sessionId: session = asked, durationMs: ms = Math.round(performance.now() - startedAt), costUsd: cost } = problem.extras;
-    const { status, code } = caller.aborted ? { status: 499, code: 'caller_gone' } : problem;
-    const [level, cause] = [levelOf(problem), describeBug(problem.extras.cause)];
-    options.log(level, 'turn', { request: requestId, user, session, status, code, ms, cost, process: origin, cause });
+    // No turn fails like that but for its caller.
+    const { status, code } = problem.code === 'request_timeout' ? { status: 499, code: 'caller_gone' } : problem;
+    logEnd(levelOf(problem), { session, status, code, cause: describeBug(problem.extras.cause) }, { ms, cost });
   }
 }
 
@@ -138,7 +149,7 @@ function sendOptions(res: ServerResponse, methods: readonly string[]): void {
   res.setHeader('Allow', allowed);
   if (res.hasHeader('Access-Control-Allow-Origin')) {
     res.setHeader('Access-Control-Allow-Methods', allowed);
-    res.setHeader('Access-Control-Allow-Headers', 'Authorization, Content-Type, X-Request-Id, X-User-Id');
+    res.setHeader('Access-Control-Allow-Headers', 'Authorization, Content-Type, X-Request-Id, X-User-Id, Idempotency-Key');
     res.setHeader('Access-Control-Max-Age', '600');
   }
   res.writeHead(204).end();

@@ -2,6 +2,7 @@ import type { TurnEnd, TurnEvent } from '../cli/dialogue.ts';
 import type { Worker } from '../cli/worker.ts';
 import { Problem, toProblem, type ProblemCode } from '../problem.ts';
 import type { TurnStart } from './figures.ts';
+import type { KeyedTurns, Replayed, RequestKey } from './keyed.ts';
 import { Listeners } from './listeners.ts';
 import type { Lease, Pool } from './pool.ts';
 
@@ -11,6 +12,8 @@ export interface ChatRequest {
   readonly userId: number;
   /** Absent for a new dialogue. */
   readonly sessionId?: string | undefined;
+  /** Absent where a retry would be a turn of its own. */
+  readonly retryKey?: RequestKey | undefined;
 }
 
 /** What the caller gets for a turn that went well. */
@@ -23,8 +26,13 @@ export interface ChatAnswer {
   readonly durationMs: number;
 }
 
-/** What is told of a turn while it goes on: that it has a process, and then what the CLI says. */
-export type ChatEvent = { readonly type: 'admitted'; readonly origin: Lease<Worker>['origin'] } | TurnEvent;
+type TurnProgress = { readonly type: 'admitted'; readonly origin: Lease<Worker>['origin'] } | TurnEvent;
+
+/** What is told of a turn while it goes on: whose it is, that it has a process, and then what the CLI says. */
+export type ChatEvent = Replayed | TurnProgress;
+
+/** The turns with a key. */
+export type KeyedChats = KeyedTurns<ChatAnswer, TurnProgress>;
 
 interface ChatOptions {
   readonly pool: Pick<Pool<Worker>, 'acquire' | 'retireAll'>;
@@ -35,6 +43,7 @@ interface ChatOptions {
   readonly checkStorage: () => void;
   /** Counts a turn of this user until it is given back; throws Problem `rate_limited` when it is one too many. */
   readonly takeTurn: (userId: number) => () => void;
+  readonly keyed: KeyedChats;
   /** Aborts, with a Problem as its reason, when running turns must end because the server does. */
   readonly closing: AbortSignal;
   /** Hears of every turn that has its process: how it came by it, and how long it waited. */
@@ -48,7 +57,7 @@ export interface Chat {
   /**
    * Runs one turn to its end. `onEvent` hears of the process, the session, text and tools. Throws a Problem, with cost and
    * duration wherever Claude had begun, and the session id where it can be continued. On abort a waiting turn is dropped
-   * and a running one interrupted, and the Problem is the signal's reason.
+   * and a running one interrupted, and the Problem is the signal's reason; one with a key goes on (`KeyedTurns.run`).
    */
   run(request: ChatRequest, signal: AbortSignal, onEvent: (event: ChatEvent) => void): Promise<ChatAnswer>;
   /** The users who have a turn under way, waiting ones included; each once. */
@@ -57,21 +66,26 @@ export interface Chat {
 
 /** Turns over the pool's processes: how long one may take, and what becomes of its end. */
 export function createChat(options: ChatOptions): Chat {
-  const { pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, closing, onAdmitted, onTurnEnd } = options;
+  const { pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, keyed, closing, onAdmitted, onTurnEnd } = options;
   const underWay = new Set<ChatRequest>();
   return {
     run(request, signal, onEvent) {
-      const startedAt = performance.now();
-      underWay.add(request);
-      const turn = answer(request, new Listeners({ signal, onEvent })).finally(() => underWay.delete(request));
-      const end = (problem?: Problem): void => onTurnEnd(problem, performance.now() - startedAt);
-      turn.then(() => end(), (error: unknown) => end(toProblem(error)));
-      return turn;
+      const { userId, retryKey } = request;
+      const start = (listeners: Listeners<TurnProgress>): Promise<ChatAnswer> => {
+        const startedAt = performance.now();
+        underWay.add(request);
+        const turn = answer(request, listeners).finally(() => underWay.delete(request));
+        const end = (problem?: Problem): void => onTurnEnd(problem, performance.now() - startedAt);
+        turn.then(() => end(), (error: unknown) => end(toProblem(error)));
+        return turn;
+      };
+      const listener = { signal, onEvent };
+      return retryKey === undefined ? start(new Listeners(listener)) : keyed.run(userId, retryKey, listener, start);
     },
     users: () => [...new Set([...underWay].map(({ userId }) => userId))],
   };
 
-  async function answer(request: ChatRequest, listeners: Listeners<ChatEvent>): Promise<ChatAnswer> {
+  async function answer(request: ChatRequest, listeners: Listeners<TurnProgress>): Promise<ChatAnswer> {
     const startedAt = performance.now();
     requireStorage();
     const giveBack = takeTurn(request.userId);
@@ -82,7 +96,7 @@ export function createChat(options: ChatOptions): Chat {
     const start = lease.origin === 'cold' && request.sessionId !== undefined ? 'resumed' : lease.origin;
     onAdmitted(start, performance.now() - startedAt);
     const limit = limitTurn(turnTimeoutMs, [listeners.signal, closing]);
-    const tell = (event: ChatEvent): void => {
+    const tell = (event: TurnProgress): void => {
       try {
         listeners.tell(event);
       } catch (error) {

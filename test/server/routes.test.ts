@@ -85,8 +85,8 @@ function corsOf({ headers }: WireAnswer): Json {
   return Object.fromEntries([...headers].filter(([name]) => name.startsWith('access-control-') || name === 'vary'));
 }
 
-const exposed = { 'access-control-expose-headers': 'X-Request-Id, Retry-After' };
-const granted = { ...exposed, 'access-control-allow-methods': 'POST, OPTIONS', 'access-control-allow-headers': 'Authorization, Content-Type, X-Request-Id, X-User-Id', 'access-control-max-age': '600' };
+const exposed = { 'access-control-expose-headers': 'X-Request-Id, Retry-After, Idempotency-Replayed' };
+const granted = { ...exposed, 'access-control-allow-methods': 'POST, OPTIONS', 'access-control-allow-headers': 'Authorization, Content-Type, X-Request-Id, X-User-Id, Idempotency-Key', 'access-control-max-age': '600' };
 
 const corsCases: ReadonlyArray<readonly [string, readonly string[], string, Json, Json]> = [
   ['without CORS_ORIGINS no page may call', [], 'https://a.test', {}, {}],

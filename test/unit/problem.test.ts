@@ -15,6 +15,7 @@ const statusOf: Readonly<Record<ProblemCode, number>> = {
   body_too_large: 413,
   unsupported_media_type: 415,
   invalid_request: 422,
+  idempotency_conflict: 422,
   max_turns_reached: 422,
   prompt_too_long: 422,
   rate_limited: 429,

@@ -34,6 +34,7 @@ test('figures have a line each, a histogram one for each bucket', () => {
     'claude_api_turn_wait_seconds_count 1',
     'claude_api_turn_starts_total{process="resumed"} 1',
     'claude_api_users 1',
+    'claude_api_idempotency_keys 4',
     'claude_api_tokens_total{kind="output"} 11',
     'claude_api_sandbox_refusals_total 1',
     'claude_api_log_events_total{event="api_refused"} 1',

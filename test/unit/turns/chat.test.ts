@@ -5,6 +5,7 @@ import type { TurnEnd } from '../../../src/cli/dialogue.ts';
 import type { Worker } from '../../../src/cli/worker.ts';
 import { Problem, type ProblemCode } from '../../../src/problem.ts';
 import { createChat, type Chat, type ChatEvent } from '../../../src/turns/chat.ts';
+import { KeyedTurns } from '../../../src/turns/keyed.ts';
 
 const ownId = 'f1b19141-9e1d-4e8d-a902-a05c85145ac0';
 const answered: TurnEnd = { wasHeard: true, costUsd: 0.25, outcome: { content: 'hello' } };
@@ -49,6 +50,7 @@ class Stage {
         if (this.isStorageGone) throw new Problem('storage_unavailable', 'It is gone.');
       },
       takeTurn: () => () => {},
+      keyed: new KeyedTurns(),
       closing: this.closing.signal,
       onAdmitted: () => {},
       onTurnEnd: () => {},
