@@ -10,7 +10,7 @@ import type { Config } from './env.ts';
 import { findLogin, howToLogIn, logLogin } from './host/login.ts';
 import { lockStateFolder, type Lock } from './host/lock.ts';
 import { openMemory } from './host/memory.ts';
-import { createStorageCheck, logStorage } from './host/storage.ts';
+import { createStorageCheck, findShortage, logStorage } from './host/storage.ts';
 import { createCloser } from './http/connections.ts';
 import { createHealthMonitor } from './http/health.ts';
 import type { HealthDetails } from './http/metrics.ts';
@@ -20,11 +20,13 @@ import type { Tokens } from './sandbox/usage.ts';
 import { createHttpServer, listenProblem } from './server.ts';
 import { createShutdown } from './shutdown.ts';
 import { createChat, type KeyedChats } from './turns/chat.ts';
+import { createDiskLimit } from './turns/disk.ts';
 import { Figures } from './turns/figures.ts';
 import { KeyedTurns } from './turns/keyed.ts';
 import { Pool } from './turns/pool.ts';
 import { createRateLimit } from './turns/rate.ts';
 
+const maxUserFiles = 200_000;
 const dayMs = 24 * 60 * 60 * 1000;
 
 /** A start that failed; the message is a sentence for the operator, without a stack. */
@@ -80,6 +82,11 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
     claude.tokens.requireLeft(userId);
     return takeByRate(userId);
   };
+  const disk = createDiskLimit({
+    measure: (userId) => claude.measure(userId, 2 * maxUserFiles),
+    shortage: () => findShortage(config.stateDir),
+    max: { bytes: config.userDiskBytes, files: maxUserFiles },
+  });
   let isStopping = false;
   let stopped: Promise<void> | undefined;
   const isReady = (): boolean => claude.sandbox() !== undefined;
@@ -93,6 +100,7 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
     checkStorage,
     takeTurn,
     keyed,
+    disk,
     closing: closing.signal,
     onAdmitted: (start, waitedMs) => figures.turnAdmitted(start, waitedMs),
     onTurnEnd(problem, durationMs) {

@@ -6,10 +6,13 @@ import { createOutside } from './cli/outside.ts';
 import { openUsers, type Users } from './cli/users.ts';
 import type { CliConfig, Way } from './cli/way.ts';
 import { Worker } from './cli/worker.ts';
+import { markerName } from './cli/strays.ts';
 import { findProvider } from './host/login.ts';
 import type { Log } from './log.ts';
 import { Problem } from './problem.ts';
 import { socketPathProblem } from './sandbox/api-socket.ts';
+import { runSizeProgram, sizeProgram, type FolderSize } from './sandbox/folder-size.ts';
+import { createShare } from './sandbox/share.ts';
 import { decideSandbox, hasEverBeenSandboxed, rememberSandbox, type Decision } from './sandbox/mode.ts';
 import { createTokenCount, type TokenCount } from './sandbox/token-count.ts';
 
@@ -40,6 +43,11 @@ export interface Claude {
    * when it cannot be run, `claude_too_old`, `sandbox_unavailable`, and `shutting_down` where the server may not go on.
    */
   probeVersion(): Promise<string>;
+  /**
+   * What a user's folder holds, counted no further than `maxFiles`; infinitely much where that takes more than 30 s, and
+   * undefined where it cannot be counted now. Waits until the sandbox is tried. Never rejects.
+   */
+  measure(userId: number, maxFiles: number): Promise<FolderSize | undefined>;
   /** What is known of the sandbox: `on`, or why there is none; undefined while it is not decided. */
   sandbox(): string | undefined;
   /** Ends the ways to the API. */
@@ -69,6 +77,7 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
   // How many processes each user has, and the emptying of their `tmp` when the last one is gone.
   const processes = new Map<number, number>();
   const emptying = new Map<number, Promise<void>>();
+  const measuring = createShare(mostMeasured);
   let started = 0;
   let way: Way | undefined;
   let deciding: Promise<Way> | undefined;
@@ -170,6 +179,17 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
       return isFirst && version !== undefined ? version : chosen.probeVersion();
     },
 
+    async measure(userId, maxFiles) {
+      const chosen = way ?? (await deciding?.catch(() => undefined));
+      const folder = users.find(userId);
+      if (folder === undefined) return { bytes: 0, files: 0 };
+      if (chosen === undefined) return undefined;
+      const command = chosen.walk(folder, (path) => sizeProgram(path, maxFiles));
+      const env = { PATH: '/usr/bin:/bin', LC_ALL: 'C', [markerName]: `${markerPrefix}${process.pid}.size.` };
+      const free = await measuring.take(1, never);
+      return runSizeProgram(command, env, measureMs).finally(free);
+    },
+
     async start(session) {
       countProcess(session.userId, 1);
       try {
@@ -185,6 +205,10 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
 }
 
 const longTrialMs = 5000;
+const measureMs = 30_000;
+const never = new AbortController().signal;
+// A count is five small programs, and one core's work.
+const mostMeasured = 4;
 const everybodyTrusted = 'every end user is as trusted as the operator';
 const tokensUncounted = 'CLAUDE_USER_TOKENS_PER_DAY limits nothing: tokens are counted in the sandbox';
 const fiveTools = 'Claude has the five file tools and their rules';

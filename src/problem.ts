@@ -29,6 +29,7 @@ const kinds = {
   storage_unavailable: [503, 'The server cannot store dialogues'],
   claude_overloaded: [503, 'Anthropic is overloaded'],
   claude_timeout: [504, 'Claude took too long'],
+  user_storage_full: [507, "This user's folder is full"],
 } as const satisfies Record<string, readonly [status: number, title: string]>;
 
 /** One of the closed set of failures; clients branch on it. */

@@ -8,7 +8,9 @@ import { createApiProxy } from '../sandbox/api-proxy.ts';
 import { createCredentials } from '../sandbox/credentials.ts';
 import { sandboxEnv } from '../sandbox/environment.ts';
 import { createLoginFile, refreshByCli } from '../sandbox/login-file.ts';
-import { inside, openFilter, rootOptions, sandboxArgv, writeOwnFiles, type Folders, type Machine } from '../sandbox/sandbox.ts';
+import {
+  inside, openFilter, rootOptions, sandboxArgv, walkArgv, walkedFolder, writeOwnFiles, type Folders, type Machine,
+} from '../sandbox/sandbox.ts';
 import { trialProgram, trySandbox, type Trial } from '../sandbox/trial.ts';
 import { createUpstream } from '../sandbox/upstream.ts';
 import { sandboxUnavailable } from './outcome.ts';
@@ -182,6 +184,11 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
       const trial = await tryNow();
       if (!trial.works) throw unavailable(trial.reason);
       return trial.version;
+    },
+
+    walk(folder, program) {
+      if (tried === undefined) throw sandboxUnavailable();
+      return [tried.machine.bwrap, ...walkArgv(tried.machine, folder, program(walkedFolder))];
     },
 
     close: () => proxy.close(),

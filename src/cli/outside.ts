@@ -43,6 +43,8 @@ export async function createOutside(config: CliConfig, marker: string): Promise<
       }
     },
 
+    walk: (folder, program) => program(folder),
+
     close() {},
   };
 }

@@ -1,4 +1,4 @@
-import { accessSync, constants, lstatSync } from 'node:fs';
+import { accessSync, constants, existsSync, lstatSync } from 'node:fs';
 import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Folder } from '../host/folder.ts';
@@ -21,6 +21,8 @@ export interface UserFolders {
 
 /** All that is kept of end users: a folder each, `<id>/{home,work,tmp,turns}`. What lies in these four is the user's. */
 export interface Users {
+  /** The folder that holds all of theirs; undefined where there is none. */
+  find(userId: number): string | undefined;
   /** The user's folders, made where they are missing. Throws Problem `storage_unavailable`. */
   prepare(userId: number): Promise<UserFolders>;
   /**
@@ -45,6 +47,11 @@ export async function openUsers(stateDir: string): Promise<Users> {
   await mkdir(root, { recursive: true, mode: 0o700 });
 
   return {
+    find(userId) {
+      const path = join(root, String(userId));
+      return existsSync(path) ? path : undefined;
+    },
+
     async prepare(userId) {
       const folder = join(root, String(userId));
       const paths = { home: join(folder, 'home'), work: join(folder, 'work'), tmp: join(folder, 'tmp') };

@@ -11,6 +11,8 @@ export interface Way {
   launch(options: readonly string[], folders: UserFolders, number: number): Promise<WayLaunch>;
   /** The CLI's version, by starting it in this way. Throws Problem as `launch` does. */
   probeVersion(): Promise<string>;
+  /** The command that has a program of the system's look at one folder, told where it finds that. */
+  walk(folder: string, program: (path: string) => readonly [string, ...string[]]): readonly [string, ...string[]];
   /** Ends what the way itself has open. */
   close(): void;
 }

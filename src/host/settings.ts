@@ -56,6 +56,10 @@ export const settings = {
     'CLAUDE_SETTING_SOURCES', settingSourcesRule,
     "with `project,local` the settings and CLAUDE.md in a user's `work` count, with `user` those in their `home`",
   ),
+  userDiskBytes: setting(
+    'CLAUDE_USER_DISK_MB', '2048', integer(1, 10_000_000, 1024 * 1024),
+    "MiB that a user's folder may hold, in 200,000 files at most",
+  ),
   userTokensPerDay: setting(
     'CLAUDE_USER_TOKENS_PER_DAY', '', optional(integer(1, 1_000_000_000)),
     'tokens a day (UTC) and `user_id`, cached ones included; counted in the sandbox',

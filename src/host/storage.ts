@@ -28,6 +28,22 @@ export function createStorageCheck(stateDir: string): () => void {
   };
 }
 
+const enoughFreeBytes = 512 * 1024 * 1024;
+
+/**
+ * What the disk of the users' folders is nearly out of: less than 512 MiB or 5 % is free, whichever is less, or 2 % of the
+ * inodes. undefined where there is enough, or nothing can be asked.
+ */
+export function findShortage(stateDir: string): 'bytes' | 'files' | undefined {
+  try {
+    const { blocks, bavail, bsize, files, ffree } = statfsSync(join(stateDir, 'users'));
+    if (bavail * bsize < Math.min(enoughFreeBytes, (blocks * bsize) / 20)) return 'bytes';
+    return ffree < files / 50 ? 'files' : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** Logs what `checkStorage` finds wrong, if anything. */
 export function logStorage(checkStorage: () => void, log: Log): void {
   try {

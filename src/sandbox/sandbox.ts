@@ -49,6 +49,12 @@ const systemFiles = [
 // Threads count as processes. The file size leaves room for transcripts; a crash writes no core.
 const limits = ['--nproc=300:300', '--fsize=2147483648:2147483648', '--core=0:0'];
 
+const walls = [
+  // Also as an ordinary user's own choice: it is what makes the other namespaces possible without root.
+  '--unshare-user', '--unshare-pid', '--unshare-ipc', '--unshare-net',
+  '--die-with-parent', '--new-session', '--cap-drop', 'ALL',
+];
+
 /** The descriptor of the seccomp filter in the process that becomes bubblewrap. */
 export const filterFd = 3;
 /** The descriptor on which bubblewrap says how far it came; nothing inside has it. */
@@ -61,9 +67,7 @@ export const statusFd = 4;
  */
 export function sandboxArgv(machine: Machine, folders: Folders, program: readonly string[]): string[] {
   return [
-    // Also as an ordinary user's own choice: it is what makes the other namespaces possible without root.
-    '--unshare-user', '--unshare-pid', '--unshare-ipc', '--unshare-net',
-    '--die-with-parent', '--new-session', '--cap-drop', 'ALL',
+    ...walls,
     '--seccomp', String(filterFd), '--json-status-fd', String(statusFd),
     ...machine.root,
     ...systemFiles.flatMap((name) => ['--ro-bind-try', `/etc/${name}`, `/etc/${name}`]),
@@ -86,6 +90,15 @@ export function sandboxArgv(machine: Machine, folders: Folders, program: readonl
     // Inside, where the count of processes is this sandbox's own (getrlimit(2), user namespaces from Linux 5.14 on).
     '--', '/usr/bin/prlimit', ...limits, ...program,
   ];
+}
+
+/** The path at which `walkArgv` shows its folder. */
+export const walkedFolder = '/user';
+
+/** The arguments for `machine.bwrap` that run a program of the system's over one folder: links lead to nothing else. */
+export function walkArgv(machine: Pick<Machine, 'root'>, folder: string, program: readonly string[]): string[] {
+  const own = ['--ro-bind-try', '/etc/alternatives', '/etc/alternatives', '--dev', '/dev', '--bind', folder, walkedFolder];
+  return [...walls, ...machine.root, ...own, '--remount-ro', '/', '--', ...program];
 }
 
 /**

@@ -1,6 +1,7 @@
 import type { TurnEnd, TurnEvent } from '../cli/dialogue.ts';
 import type { Worker } from '../cli/worker.ts';
 import { Problem, toProblem, type ProblemCode } from '../problem.ts';
+import type { DiskLimit } from './disk.ts';
 import type { TurnStart } from './figures.ts';
 import type { KeyedTurns, Replayed, RequestKey } from './keyed.ts';
 import { Listeners } from './listeners.ts';
@@ -44,6 +45,7 @@ interface ChatOptions {
   /** Counts a turn of this user until it is given back; throws Problem `rate_limited` when it is one too many. */
   readonly takeTurn: (userId: number) => () => void;
   readonly keyed: KeyedChats;
+  readonly disk: DiskLimit;
   /** Aborts, with a Problem as its reason, when running turns must end because the server does. */
   readonly closing: AbortSignal;
   /** Hears of every turn that has its process: how it came by it, and how long it waited. */
@@ -66,7 +68,7 @@ export interface Chat {
 
 /** Turns over the pool's processes: how long one may take, and what becomes of its end. */
 export function createChat(options: ChatOptions): Chat {
-  const { pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, keyed, closing, onAdmitted, onTurnEnd } = options;
+  const { pool, hasSession, turnTimeoutMs, checkStorage, takeTurn, keyed, disk, closing, onAdmitted, onTurnEnd } = options;
   const underWay = new Set<ChatRequest>();
   return {
     run(request, signal, onEvent) {
@@ -89,13 +91,14 @@ export function createChat(options: ChatOptions): Chat {
     const startedAt = performance.now();
     requireStorage();
     const giveBack = takeTurn(request.userId);
-    const lease = await pool.acquire(request.userId, request.sessionId, listeners.signal).catch((error: unknown) => {
+    const { lease, prompt } = await admit(request, listeners.signal).catch((error: unknown) => {
       giveBack();
       throw error;
     });
     const start = lease.origin === 'cold' && request.sessionId !== undefined ? 'resumed' : lease.origin;
     onAdmitted(start, performance.now() - startedAt);
     const limit = limitTurn(turnTimeoutMs, [listeners.signal, closing]);
+    const endWatch = disk.begin(request.userId, limit.abort);
     const tell = (event: TurnProgress): void => {
       try {
         listeners.tell(event);
@@ -105,17 +108,25 @@ export function createChat(options: ChatOptions): Chat {
     };
     try {
       tell({ type: 'admitted', origin: lease.origin });
-      let end = await runTurn(lease, request.prompt, limit.signal, tell);
+      let end = await runTurn(lease, prompt, limit.signal, tell);
       // A process that died while it was idle never heard the prompt; the caller need not know.
       if (lease.origin !== 'cold' && !end.wasHeard && problemCodeOf(end) === 'claude_failed') {
         await lease.renew();
-        end = await runTurn(lease, request.prompt, limit.signal, tell);
+        end = await runTurn(lease, prompt, limit.signal, tell);
       }
       return answerOf(request, lease.sessionId, end, Math.round(performance.now() - startedAt));
     } finally {
       limit.end();
+      endWatch();
       lease.release();
     }
+  }
+
+  /** What a turn needs to begin: a process, and the prompt with what the server has to say. */
+  async function admit({ userId, sessionId, prompt }: ChatRequest, signal: AbortSignal): Promise<{ lease: Lease<Worker>; prompt: string }> {
+    const note = await disk.admit(userId);
+    const lease = await pool.acquire(userId, sessionId, signal);
+    return { lease, prompt: note === undefined ? prompt : `${prompt}\n\n${note}` };
   }
 
   function requireStorage(): void {

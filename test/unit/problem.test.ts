@@ -33,6 +33,7 @@ const statusOf: Readonly<Record<ProblemCode, number>> = {
   storage_unavailable: 503,
   claude_overloaded: 503,
   claude_timeout: 504,
+  user_storage_full: 507,
 };
 
 test('the codes are these and no others', () => {

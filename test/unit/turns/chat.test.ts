@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import type { TurnEnd } from '../../../src/cli/dialogue.ts';
 import type { Worker } from '../../../src/cli/worker.ts';
 import { Problem, type ProblemCode } from '../../../src/problem.ts';
+import { until } from '../../running-server.ts';
 import { createChat, type Chat, type ChatEvent } from '../../../src/turns/chat.ts';
 import { KeyedTurns } from '../../../src/turns/keyed.ts';
 
@@ -22,13 +23,17 @@ class Stage {
   renewals = 0;
   retirements = 0;
   releases = 0;
+  note: string | undefined;
+  endByDisk: (problem: Problem) => void = () => {};
+  readonly prompts: string[] = [];
   readonly closing = new AbortController();
   readonly ends: TurnEnd[];
   readonly chat: Chat;
 
   constructor(ends: TurnEnd[], hasOwnLogin = true) {
     this.ends = ends;
-    const turn: Worker['turn'] = (_prompt, signal, onEvent) => {
+    const turn: Worker['turn'] = (prompt, signal, onEvent) => {
+      this.prompts.push(prompt);
       onEvent({ type: 'session', sessionId: ownId });
       const end = this.ends.shift();
       if (end !== undefined) return Promise.resolve(end);
@@ -51,6 +56,13 @@ class Stage {
       },
       takeTurn: () => () => {},
       keyed: new KeyedTurns(),
+      disk: {
+        admit: async () => this.note,
+        begin: (_userId, end) => {
+          this.endByDisk = end;
+          return () => {};
+        },
+      },
       closing: this.closing.signal,
       onAdmitted: () => {},
       onTurnEnd: () => {},
@@ -145,4 +157,21 @@ test('a user has a turn under way from its beginning to its end, however many th
     await callers[i]?.turn;
     assert.deepEqual(stage.chat.users(), left);
   }
+});
+
+test('what the server has to say of the disk stands under the prompt', async () => {
+  const stage = new Stage([answered, answered]);
+  const ask = async () => stage.chat.run({ prompt: 'hello', userId: 1 }, new AbortController().signal, () => {});
+  await ask();
+  stage.note = '(Make room.)';
+  await ask();
+  assert.deepEqual(stage.prompts, ['hello', 'hello\n\n(Make room.)']);
+});
+
+test('a turn that fills the disk is ended, with its session', async () => {
+  const stage = new Stage([]);
+  const problem = stage.failure();
+  await until('a turn that is watched', () => (stage.prompts.length > 0 ? true : undefined));
+  stage.endByDisk(new Problem('user_storage_full', 'It is full.'));
+  assert.deepEqual([(await problem).code, (await problem).extras.sessionId], ['user_storage_full', ownId]);
 });

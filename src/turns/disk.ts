@@ -1,0 +1,131 @@
+import { Problem } from '../problem.ts';
+import type { FolderSize } from '../sandbox/folder-size.ts';
+
+/** What is asked, and how much one user may have. */
+interface DiskOptions {
+  /** What the user's folder holds now; undefined where that cannot be counted at the moment. Never rejects. */
+  readonly measure: (userId: number) => Promise<FolderSize | undefined>;
+  /** What the disk of all users is nearly out of; undefined where there is enough. */
+  readonly shortage: () => keyof FolderSize | undefined;
+  readonly max: FolderSize;
+  /** How often the disk is looked at while turns run. */
+  readonly watchMs?: number;
+}
+
+/** What users have on disk, and what follows from it for their turns. */
+export interface DiskLimit {
+  /**
+   * To be asked before a turn: gives the line that tells Claude to make room, where the folder is over its limit. Throws
+   * Problem `user_storage_full` where it is over by more than a tenth. Counts only what is not known to be within it.
+   */
+  admit(userId: number): Promise<string | undefined>;
+  /**
+   * A turn of this user runs, until the function it gives is called. `end` is called with Problem `user_storage_full`
+   * when the disk runs full and this user's folder grew most since.
+   */
+  begin(userId: number, end: (problem: Problem) => void): () => void;
+}
+
+/** A user with turns that run. */
+interface Running {
+  /** What the folder held when the first of them began. */
+  readonly before: FolderSize | undefined;
+  readonly ends: Set<(problem: Problem) => void>;
+}
+
+const mib = 1024 * 1024;
+// A user has a tenth more to clear up in.
+const mostOver = 1.1;
+// What a turn left running has ended by then, and of turns that follow each other not each is counted.
+const countAfterMs = 1000;
+// Asked again and again, one who is over costs no more than this.
+const recountMs = 5000;
+// An honest turn writes less: where others filled the disk, it need not end.
+const leastGrowth: FolderSize = { bytes: 16 * mib, files: 1000 };
+
+/** The limit for all users. Counts nothing before it is asked. */
+export function createDiskLimit({ measure, shortage, max, watchMs = 1000 }: DiskOptions): DiskLimit {
+  const known = new Map<number, { readonly size: FolderSize; readonly atMs: number }>();
+  const counting = new Map<number, Promise<FolderSize | undefined>>();
+  const planned = new Set<number>();
+  const running = new Map<number, Running>();
+  let watch: NodeJS.Timeout | undefined;
+  let isLooking = false;
+
+  function count(userId: number): Promise<FolderSize | undefined> {
+    const begun = counting.get(userId);
+    if (begun !== undefined) return begun;
+    const counted = measure(userId).then((size) => {
+      counting.delete(userId);
+      if (size !== undefined) known.set(userId, { size, atMs: performance.now() });
+      return size;
+    });
+    counting.set(userId, counted);
+    return counted;
+  }
+
+  function planCount(userId: number): void {
+    if (planned.has(userId)) return;
+    planned.add(userId);
+    setTimeout(() => {
+      planned.delete(userId);
+      void count(userId);
+    }, countAfterMs).unref();
+  }
+
+  function shareOf({ bytes, files }: FolderSize): number {
+    return Math.max(bytes / max.bytes, files / max.files);
+  }
+
+  async function look(): Promise<void> {
+    const short = shortage();
+    if (short === undefined || isLooking) return;
+    isLooking = true;
+    const sizes = await Promise.all([...running].map(async ([userId, user]) => ({ user, size: await count(userId) })));
+    isLooking = false;
+    const grown = sizes.map(({ user, size }) => ({ user, growth: size && user.before ? size[short] - user.before[short] : 0 }));
+    const [most] = grown.sort((a, b) => b.growth - a.growth);
+    if (most !== undefined && most.growth >= leastGrowth[short]) for (const end of most.user.ends) end(diskFull());
+  }
+
+  return {
+    async admit(userId) {
+      const last = known.get(userId);
+      const isKnown = last !== undefined && (shareOf(last.size) <= mostOver || performance.now() - last.atMs < recountMs);
+      const size = isKnown ? last.size : await count(userId);
+      const share = size === undefined ? 0 : shareOf(size);
+      if (share > mostOver) throw folderFull(max);
+      return size !== undefined && share > 1 ? makeRoom(size, max) : undefined;
+    },
+
+    begin(userId, end) {
+      const user = running.get(userId) ?? { before: known.get(userId)?.size, ends: new Set() };
+      running.set(userId, user);
+      user.ends.add(end);
+      watch ??= setInterval(() => void look(), watchMs).unref();
+      return () => {
+        user.ends.delete(end);
+        planCount(userId);
+        if (user.ends.size === 0) running.delete(userId);
+        if (running.size > 0) return;
+        clearInterval(watch);
+        watch = undefined;
+      };
+    },
+  };
+}
+
+function makeRoom({ bytes, files }: FolderSize, max: FolderSize): string {
+  const has = `${Math.ceil(bytes / mib)} MiB of ${max.bytes / mib} and ${files} files of ${max.files}`;
+  return `(From the server: your folders hold ${has}. Make room: with a tenth more than allowed no turn will run.)`;
+}
+
+function folderFull(max: FolderSize): Problem {
+  const allowed = `${max.bytes / mib} MiB (CLAUDE_USER_DISK_MB) and ${max.files} files`;
+  return new Problem('user_storage_full', `This user's folder holds more than ${allowed}; the operator must remove some of it.`);
+}
+
+function diskFull(): Problem {
+  const detail = "The turn was stopped: the server's disk is nearly full, and this user's folder grew most.";
+  return new Problem('user_storage_full', `${detail} Have Claude remove what is not needed.`);
+}

@@ -1,0 +1,97 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Problem } from '../../../src/problem.ts';
+import type { FolderSize } from '../../../src/sandbox/folder-size.ts';
+import { createDiskLimit, type DiskLimit } from '../../../src/turns/disk.ts';
+import { until } from '../../running-server.ts';
+
+const mib = 1024 * 1024;
+
+/** A limit of 100 MiB and 1,000 files over folders whose size the test says. */
+class Disk {
+  readonly sizes = new Map<number, FolderSize | undefined>();
+  readonly counted: number[] = [];
+  shortage: keyof FolderSize | undefined;
+  readonly limit: DiskLimit;
+
+  constructor() {
+    this.limit = createDiskLimit({
+      measure: async (userId) => {
+        this.counted.push(userId);
+        return this.sizes.get(userId);
+      },
+      shortage: () => this.shortage,
+      max: { bytes: 100 * mib, files: 1000 },
+      watchMs: 10,
+    });
+  }
+
+  hold(userId: number, mebibytes: number, files = 10): void {
+    this.sizes.set(userId, { bytes: mebibytes * mib, files });
+  }
+
+  async refusal(userId: number): Promise<string | undefined> {
+    return this.limit.admit(userId).then(() => undefined, (error) => (error instanceof Problem ? error.code : String(error)));
+  }
+}
+
+test('up to the limit a turn runs, a tenth above it Claude is told, beyond that no turn runs', async () => {
+  const disk = new Disk();
+  for (const [userId, mebibytes, files] of [[1, 100, 1000], [2, 101, 10], [3, 10, 1001], [4, 110, 1100]] as const) disk.hold(userId, mebibytes, files);
+  assert.equal(await disk.limit.admit(1), undefined);
+  assert.match((await disk.limit.admit(2)) ?? '', /hold 101 MiB of 100 and 10 files of 1000\. Make room/);
+  for (const userId of [3, 4]) assert.match((await disk.limit.admit(userId)) ?? '', /Make room/);
+  disk.hold(5, 111);
+  disk.hold(6, 1, 1101);
+  disk.hold(7, Infinity, Infinity);
+  for (const userId of [5, 6, 7]) assert.equal(await disk.refusal(userId), 'user_storage_full');
+});
+
+test('what cannot be counted refuses nobody', async () => {
+  assert.equal(await new Disk().limit.admit(1), undefined);
+});
+
+test('a folder is counted before the first turn and after others, not before each', async () => {
+  const disk = new Disk();
+  disk.hold(1, 1);
+  await Promise.all([disk.limit.admit(1), disk.limit.admit(1)]);
+  await disk.limit.admit(1);
+  assert.deepEqual(disk.counted, [1]);
+  for (let i = 0; i < 3; i += 1) disk.limit.begin(1, () => {})();
+  disk.hold(1, 111);
+  await until('a count', () => (disk.counted.length === 2 ? true : undefined));
+  assert.equal(await disk.refusal(1), 'user_storage_full');
+  assert.deepEqual(disk.counted, [1, 1], 'three turns, one count; and one who asks again at once is not counted');
+});
+
+test('when the disk runs full, all turns of the user whose folder grew most are ended, of others none', async () => {
+  const disk = new Disk();
+  const ended: number[] = [];
+  for (const userId of [1, 2, 3]) {
+    disk.hold(userId, 10 * userId);
+    await disk.limit.admit(userId);
+  }
+  const ends = [1, 2, 2, 3].map((userId) => disk.limit.begin(userId, ({ code }) => ended.push(code === 'user_storage_full' ? userId : NaN)));
+  disk.hold(1, 20);
+  disk.hold(2, 60);
+  disk.hold(3, 50);
+  disk.shortage = 'bytes';
+  await until('an end', () => (ended.length > 0 ? true : undefined));
+  disk.shortage = undefined;
+  assert.deepEqual(ended, [2, 2]);
+  for (const end of ends) end();
+});
+
+test('turns that wrote little go on where others filled the disk', async () => {
+  const disk = new Disk();
+  disk.hold(1, 10);
+  await disk.limit.admit(1);
+  const end = disk.limit.begin(1, () => assert.fail('it was ended'));
+  disk.hold(1, 20, 500);
+  disk.shortage = 'files';
+  await until('two counts', () => (disk.counted.length >= 3 ? true : undefined));
+  end();
+  const looks = disk.counted.length;
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(disk.counted.length, looks, 'nobody is looked at between turns');
+});
