@@ -5,8 +5,10 @@
 set -euo pipefail
 umask 022
 
-# Where "curl … | sudo bash" gets the code: a .tar.gz of this repository. Not used when run from a copied folder.
+# Where "curl … | sudo bash" gets the code: the .tar.gz of a release. Not used when run from a copied folder.
 source_url="${CLAUDE_API_SOURCE:-}"
+# The SHA-256 it must have; without it the .sha256 beside it counts.
+source_sum="${CLAUDE_API_SHA256:-}"
 # The Claude CLI the tests run on; --claude asks for another. A newer one that is in use stays.
 claude_version=2.1.331
 # Taken from npm where the machine has no Node 20.3 or newer.
@@ -14,7 +16,7 @@ node_major=24
 
 unit=/etc/systemd/system/claude-api.service
 state=/var/lib/claude-api
-sources=(install.sh claude-api.service package.json package-lock.json .npmrc tsconfig.json tsconfig.build.json src README.md CHANGELOG.md LICENSE .env.example)
+sources=(install.sh claude-api.service package.json README.md CHANGELOG.md LICENSE .env.example) # find_source: the code besides
 node_arch="$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')"
 claude_program=node_modules/@anthropic-ai/claude-code/bin/claude.exe
 # In the comment field of the user, by which --purge knows that this script made it.
@@ -212,18 +214,38 @@ install_service() {
 # The folder this script lies in, else a download of source_url
 find_source() {
   source_dir="$(cd "$(dirname "${BASH_SOURCE[0]:-}")" 2>/dev/null && pwd -P)" || source_dir=''
-  [ -f "${BASH_SOURCE[0]:-}" ] && [ -f "$source_dir/src/main.ts" ] && return
+  if [ -f "${BASH_SOURCE[0]:-}" ] && is_source; then return; fi
   [ -n "$source_url" ] || die 'the code is not beside this script: run it from the copied folder, or set CLAUDE_API_SOURCE to the URL of its .tar.gz'
   source_dir="$scratch/source"
   mkdir "$source_dir"
   say "downloading $source_url"
   quietly 'the download' download
+  is_source || die "what $source_url holds is not claude-api"
+}
+
+# Whether source_dir is this repository, which is built here, or a release, which is built already
+is_source() {
+  if [ -f "$source_dir/src/main.ts" ]; then
+    sources+=(src package-lock.json .npmrc tsconfig.json tsconfig.build.json)
+  elif [ -f "$source_dir/dist/main.js" ]; then
+    sources+=(dist)
+  else
+    return 1
+  fi
 }
 
 download() {
-  curl -fsSL "$source_url" -o "$scratch/source.tar.gz" || wget -qO "$scratch/source.tar.gz" "$source_url" || return
+  fetch "$source_url" "$scratch/source.tar.gz" || return
+  if [ -z "$source_sum" ]; then
+    fetch "$source_url.sha256" "$scratch/sum" || { echo "there is no $source_url.sha256; say what the sum must be: CLAUDE_API_SHA256"; return 1; }
+    source_sum="$(cut -d ' ' -f 1 "$scratch/sum")"
+  fi
+  echo "$source_sum  $scratch/source.tar.gz" | sha256sum --check --status || { echo "its SHA-256 is not $source_sum"; return 1; }
   tar -xzf "$scratch/source.tar.gz" --no-same-owner --strip-components=1 -C "$source_dir"
 }
+
+# fetch URL FILE
+fetch() { curl -fsSL "$1" -o "$2" || wget -qO "$2" "$1"; }
 
 find_login() {
   local name file
@@ -387,9 +409,11 @@ build_release() {
   mkdir -p "$new/bin"
   (cd "$source_dir" && cp -R --no-preserve=mode,ownership "${sources[@]}" "$new/")
   chmod 755 "$new/install.sh"
-  (cd "$new" && quietly 'npm ci' run_npm ci)
-  (cd "$new" && quietly 'the build' "$node" node_modules/typescript/bin/tsc -p tsconfig.build.json)
-  rm -rf "$new/node_modules"
+  if [ -d "$new/src" ]; then
+    (cd "$new" && quietly 'npm ci' run_npm ci)
+    (cd "$new" && quietly 'the build' "$node" node_modules/typescript/bin/tsc -p tsconfig.build.json)
+    rm -rf "$new/node_modules"
+  fi
   ln -s "$node" "$new/bin/node"
   ln -s "$claude" "$new/bin/claude"
   sed -e "s|^User=claude\$|User=$user|" -e "/^#/!s|/home/claude/claude-api|$app|g" -e "/^#/!s|/home/claude\b|$home|g" "$new/claude-api.service" >"$new/bin/claude-api.service"

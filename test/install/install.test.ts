@@ -33,7 +33,7 @@ async function tried(machine: ScratchMachine, said: string): Promise<Record<stri
 }
 
 test('install.sh and the other scripts pass shellcheck', { skip: needs(['shellcheck'], 'checks the scripts') }, async () => {
-  const scripts = ['install.sh', '.ci/run', 'test/install/scratch/boot', 'test/install/scratch/systemctl', 'test/install/scratch/npm', 'test/install/scratch/journalctl', 'test/vps/run'];
+  const scripts = ['install.sh', '.ci/run', '.ci/release', 'test/install/scratch/boot', 'test/install/scratch/systemctl', 'test/install/scratch/npm', 'test/install/scratch/journalctl', 'test/vps/run'];
   await promisify(execFile)('shellcheck', scripts, { cwd: new URL('../..', import.meta.url) });
 });
 
@@ -375,7 +375,7 @@ onMachine('"curl … | sudo bash" takes the code from the address, also where th
   // The Node this test runs on plays the one from npm.
   const [major = ''] = process.versions.node.split('.');
   await machine.must(`sed -i s/^node_major=.*/node_major=${major}/ /root/copy/install.sh`);
-  await machine.must('cd /root && tar -czf /tmp/source.tar.gz copy && cp copy/install.sh /tmp/ && rm -rf copy');
+  await machine.must('cd /root && tar -czf /tmp/source.tar.gz copy && (cd /tmp && sha256sum source.tar.gz > source.tar.gz.sha256) && cp copy/install.sh /tmp/ && rm -rf copy');
   const nowhere = await machine.run('cd /tmp && cat install.sh | bash');
   assert.deepEqual([nowhere.status, /set CLAUDE_API_SOURCE/.test(nowhere.stderr)], [1, true]);
   const gone = await machine.run('cd / && cat /tmp/install.sh | bash', { CLAUDE_API_SOURCE: 'file:///tmp/other.tar.gz' });

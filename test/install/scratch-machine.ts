@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -72,6 +73,11 @@ export class ScratchMachine {
     const { status, stdout, stderr } = await this.run(script, env);
     assert.equal(status, 0, `${script}\n${stdout}${stderr}`);
     return stdout.trim();
+  }
+
+  /** Writes a file on the machine. */
+  async put(path: string, content: string | Buffer): Promise<void> {
+    await writeFile(`/proc/${this.#pid}/root${path}`, content);
   }
 
   /** All that is otherwise than on the machine below, a line each: files with their modes, owners, times and links. */
