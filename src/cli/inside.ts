@@ -13,6 +13,7 @@ import {
 } from '../sandbox/sandbox.ts';
 import { trialProgram, trySandbox, type Trial } from '../sandbox/trial.ts';
 import { createUpstream } from '../sandbox/upstream.ts';
+import { allowedModels, subagentModel } from './models.ts';
 import { sandboxUnavailable } from './outcome.ts';
 import { claudeNotFound, findProgram } from './program.ts';
 import { endMarked, markerName } from './strays.ts';
@@ -59,9 +60,6 @@ const socketName = 's';
  * test; there is no WebFetch without a network.
  */
 const sandboxedTools = 'Task,Bash,Glob,Grep,Read,Edit,Write,NotebookEdit,TaskStop,ToolSearch,WebSearch';
-
-// The CLI asks it by itself for small things, whatever the dialogue's own model is.
-const smallModel = 'haiku';
 
 /** What the CLI may do in a sandbox: everything it has there, unasked, unless the operator narrows it. */
 export function rightsInside({ tools, allowedTools, permissionMode, settingSources }: Pick<CliConfig, keyof CliRights>): CliRights {
@@ -213,16 +211,6 @@ async function trialFolders(top: string): Promise<Folders> {
 function gatewayOf(childEnv: Readonly<Record<string, string>>): string | undefined {
   const given = childEnv['ANTHROPIC_BASE_URL']?.trim();
   return given && !/^https:\/\/api\.anthropic\.com\/?$/.test(given) ? given : undefined;
-}
-
-function subagentModel({ models: [model] }: CliConfig): Record<string, string> {
-  return model === undefined ? {} : { CLAUDE_CODE_SUBAGENT_MODEL: model };
-}
-
-/** The models a sandbox may ask for: those the operator names, anywhere, or the CLI's own choice. */
-function allowedModels({ models, childEnv }: CliConfig, learnt: readonly string[]): readonly string[] {
-  const named = Object.entries(childEnv).filter(([name]) => /^ANTHROPIC_.*MODEL$|^CLAUDE_CODE_SUBAGENT_MODEL$/.test(name));
-  return [...(models.length > 0 ? models : learnt), ...named.map(([, model]) => model), smallModel];
 }
 
 function hasTool(tools: string, name: string): boolean {
