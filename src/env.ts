@@ -2,6 +2,7 @@ import { BlockList, isIP } from 'node:net';
 import { userInfo } from 'node:os';
 import { isAbsolute, join } from 'node:path';
 import { EnvSyntaxError, parseEnv } from './host/dotenv.ts';
+import { hasHost, type HostList } from './host/host-list.ts';
 import { readSettings, settings, type Settings } from './host/settings.ts';
 
 /** Settings the server cannot start with. The message has a line for each warning and each problem. */
@@ -96,9 +97,9 @@ export function loadConfig(
   const isHostRefused = read.problems.some((problem) => problem.startsWith('HOST:'));
   const host = hasKey || (values.get('HOST')?.trim() && !isHostRefused) ? read.settings.host : '127.0.0.1';
   const stateDir = read.settings.stateDir ?? defaultStateDir(values);
-  const { permissionMode } = read.settings;
+  const { network, permissionMode } = read.settings;
   const isRefusedRoot = isRoot && values.get('IS_SANDBOX') !== '1';
-  const problems = [...read.problems, ...combinationProblems({ values, host, permissionMode, stateDir, isRefusedRoot })];
+  const problems = [...read.problems, ...combinationProblems({ values, host, network, permissionMode, stateDir, isRefusedRoot })];
   const warnings = [...weakKeyWarnings(apiKey), ...unknownNameWarnings(fileValues.keys())];
   if (problems.length > 0 || stateDir === undefined) throw new ConfigError(problems, warnings);
   return { ...read.settings, host, stateDir, runtimeDir: runtimeDirOf(values, stateDir), childEnv: pickChildEnv(values), warnings };
@@ -129,12 +130,13 @@ function runtimeDirOf(values: ReadonlyMap<string, string>, stateDir: string): st
 interface Combined {
   readonly values: ReadonlyMap<string, string>;
   readonly host: string;
+  readonly network: HostList;
   readonly permissionMode: string | undefined;
   readonly stateDir: string | undefined;
   readonly isRefusedRoot: boolean;
 }
 
-function combinationProblems({ values, host, permissionMode, stateDir, isRefusedRoot }: Combined): string[] {
+function combinationProblems({ values, host, network, permissionMode, stateDir, isRefusedRoot }: Combined): string[] {
   const key = values.get('CLAUDE_API_KEY');
   const problems: [boolean, string][] = [
     [key?.trim() === '', 'CLAUDE_API_KEY: is empty; set a key, or remove the line to get a temporary key for each run'],
@@ -143,12 +145,21 @@ function combinationProblems({ values, host, permissionMode, stateDir, isRefused
       'HOST: without CLAUDE_API_KEY the server listens on 127.0.0.1 only; set CLAUDE_API_KEY or leave HOST out',
     ],
     [
+      network !== 'public' && apiHosts(values).some((name) => hasHost(network, name)),
+      "CLAUDE_NETWORK: expected hosts other than the API's: whoever has an API key of their own could carry data out there",
+    ],
+    [
       permissionMode === 'bypassPermissions' && isRefusedRoot,
       'CLAUDE_PERMISSION_MODE: expected another mode, or another user: the CLI refuses bypassPermissions as root',
     ],
     [stateDir === undefined, 'HOME: expected the absolute path of a home directory; set it, or CLAUDE_STATE_DIR'],
   ];
   return problems.flatMap(([isProblem, sentence]) => (isProblem ? [sentence] : []));
+}
+
+function apiHosts(values: ReadonlyMap<string, string>): string[] {
+  const gateway = values.get('ANTHROPIC_BASE_URL') ?? '';
+  return ['api.anthropic.com', ...(URL.canParse(gateway) ? [new URL(gateway).hostname] : [])];
 }
 
 function isLoopback(host: string): boolean {

@@ -4,10 +4,14 @@ import { join } from 'node:path';
 import { loginFilePath } from '../host/login.ts';
 import type { Log } from '../log.ts';
 import { describeBug, type Problem } from '../problem.ts';
+import { createAddressCheck } from '../sandbox/addresses.ts';
 import { createApiProxy } from '../sandbox/api-proxy.ts';
+import type { ProxySocket } from '../sandbox/api-socket.ts';
 import { createCredentials } from '../sandbox/credentials.ts';
 import { sandboxEnv } from '../sandbox/environment.ts';
+import { networkEnv, withForwarder } from '../sandbox/forwarder.ts';
 import { createLoginFile, refreshByCli } from '../sandbox/login-file.ts';
+import { createNetworkProxy, withNetwork } from '../sandbox/network-proxy.ts';
 import {
   inside, openFilter, rootOptions, sandboxArgv, walkArgv, walkedFolder, writeOwnFiles, type Folders, type Machine,
 } from '../sandbox/sandbox.ts';
@@ -55,21 +59,22 @@ const trialTimeoutMs = 60_000;
 
 const socketName = 's';
 
-/**
- * The whole of Claude Code but for what needs a person, a clock or a background. What a new CLI brings is added after a
- * test; there is no WebFetch without a network.
- */
+/** The whole of Claude Code but for what needs a person, a clock or a background. What a new CLI brings is added after a test. */
 const sandboxedTools = 'Task,Bash,Glob,Grep,Read,Edit,Write,NotebookEdit,TaskStop,ToolSearch,WebSearch';
 
 /** What the CLI may do in a sandbox: everything it has there, unasked, unless the operator narrows it. */
-export function rightsInside({ tools, allowedTools, permissionMode, settingSources }: Pick<CliConfig, keyof CliRights>): CliRights {
+export function rightsInside(config: Pick<CliConfig, 'network' | keyof CliRights>): CliRights {
+  const { network, tools, allowedTools, permissionMode, settingSources } = config;
   return {
-    tools: tools ?? sandboxedTools,
+    tools: tools ?? (network.length > 0 ? `${sandboxedTools},WebFetch` : sandboxedTools),
     allowedTools,
     permissionMode: permissionMode ?? 'bypassPermissions',
     settingSources: settingSources ?? 'user',
   };
 }
+
+// WebFetch would first ask the API's own host about each address, and that host is not to be reached (fact 70).
+const networkSettings = { skipWebFetchPreflight: true };
 
 /** The sandboxed way. Starts nothing yet. Throws TypeError for an ANTHROPIC_BASE_URL that is no URL. */
 export function createInside(config: CliConfig, { marker, socketFolder, log }: InsideOptions): Inside {
@@ -81,6 +86,8 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
   const credentials = createCredentials(childEnv, createLoginFile(loginFilePath(childEnv), refreshLogin));
   let tried: Tried | undefined;
   let trying: Promise<Trial> | undefined;
+  const { network: hosts } = config;
+  const network = hosts.length > 0 ? createNetworkProxy({ hosts, addresses: createAddressCheck(), log }) : undefined;
   const proxy = createApiProxy({
     upstream: createUpstream({ baseUrl: gateway ?? 'https://api.anthropic.com', env: childEnv }),
     credentials,
@@ -95,7 +102,27 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
 
   function environment(placeholders: Readonly<Record<string, string>>): ReturnType<typeof sandboxEnv> {
     const ours = { ...defaultEnv, ...subagentModel(config), ...childEnv };
-    return sandboxEnv(ours, placeholders, { socket: socketName, isGateway: gateway !== undefined });
+    const { env, leftOut } = sandboxEnv(ours, placeholders, { socket: socketName, isGateway: gateway !== undefined });
+    return { env: { ...env, ...(network !== undefined && networkEnv) }, leftOut };
+  }
+
+  async function openSockets(folder: string): Promise<Omit<ProxySocket, 'path'>> {
+    const api = await proxy.open(folder);
+    if (network === undefined) return api;
+    try {
+      return withNetwork(api, await network.open(folder));
+    } catch (error) {
+      await api.close();
+      throw error;
+    }
+  }
+
+  /** The CLI with these options in a sandbox with these folders. */
+  function commandLine(machine: Machine, folders: Folders, options: readonly string[]): { command: string; args: string[] } {
+    const settings = network === undefined ? {} : networkSettings;
+    const program = [inside.claude, ...cliArguments(config, rights, settings), ...options];
+    const args = sandboxArgv(machine, folders, network === undefined ? program : withForwarder(program));
+    return { command: machine.bwrap, args };
   }
 
   async function present(): Promise<Present> {
@@ -137,8 +164,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     if (!trial.works) return { trial, models: [] };
     const sessionId = randomUUID();
     const startedAt = performance.now();
-    const program = [inside.claude, ...cliArguments(config, rights), `--session-id=${sessionId}`];
-    const command = { command: machine.bwrap, args: sandboxArgv(machine, { ...folders, api }, program) };
+    const command = commandLine(machine, { ...folders, api }, [`--session-id=${sessionId}`]);
     const launch = { ...command, env, cwd: '/', marker, sessionId, isInPlace: () => true };
     const turn = await tryTurn({ launch, openFilter: () => openFilter(machine), socketFolder: api, log, timeoutMs: trialTimeoutMs });
     await rm(join(ownFiles, 'trial'), { recursive: true, force: true });
@@ -166,15 +192,15 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     async launch(options, { home, work, tmp }, number) {
       const { machine, placeholders } = await ready();
       const socket = join(socketFolder, String(number));
-      const api = await proxy.open(socket).catch((error: unknown) => {
+      const api = await openSockets(socket).catch((error: unknown) => {
         throw unavailable(describeBug(error) ?? '');
       });
+      const limits = { maxRequests: 10 * config.maxTurns };
       return {
-        command: machine.bwrap,
-        args: sandboxArgv(machine, { home, work, tmp, api: socket }, [inside.claude, ...cliArguments(config, rights), ...options]),
+        ...commandLine(machine, { home, work, tmp, api: socket }, options),
         env: environment(placeholders).env,
         cwd: '/',
-        sandbox: { openFilter: () => openFilter(machine), api, limits: { maxRequests: 10 * config.maxTurns } },
+        sandbox: { openFilter: () => openFilter(machine), api, limits, processes: network === undefined ? 3 : 4 },
       };
     },
 

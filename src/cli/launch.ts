@@ -33,6 +33,8 @@ export interface LaunchedSandbox {
   readonly api: Pick<ProxySocket, 'beginTurn' | 'endTurn' | 'close'>;
   /** What each turn may ask of the API. */
   readonly limits: Omit<TurnLimits, 'onTooManyRefusals'>;
+  /** Processes there are without anything that a turn started: bubblewrap twice, the CLI, and what stands beside it. */
+  readonly processes: number;
 }
 
 /** A started CLI, with its three standard streams. */

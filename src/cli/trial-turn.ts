@@ -30,7 +30,7 @@ export async function tryTurn({ launch, openFilter, socketFolder, log, timeoutMs
   const proxy = createApiProxy({ upstream: canned, credentials: noLogin, rules: () => rules, log });
   try {
     const api = await proxy.open(socketFolder);
-    const worker = new Worker({ ...launch, sandbox: { openFilter, api, limits: { maxRequests: 20 } } });
+    const worker = new Worker({ ...launch, sandbox: { openFilter, api, limits: { maxRequests: 20 }, processes: Infinity } });
     try {
       const { outcome } = await worker.turn(prompt, AbortSignal.timeout(timeoutMs), () => {});
       if ('problem' in outcome) return { problem: `a turn of the CLI fails inside: ${outcome.problem.message}` };

@@ -22,8 +22,8 @@ type WayLaunch = Pick<Launch, 'command' | 'args' | 'env' | 'cwd' | 'sandbox'>;
 /** What of the settings decides how the CLI is run. */
 export type CliConfig = Pick<
   Config,
-  | 'allowedTools' | 'childEnv' | 'claudeBinary' | 'keepDays' | 'maxTurns' | 'models' | 'permissionMode' | 'runtimeDir' | 'sandbox'
-  | 'settingSources' | 'stateDir' | 'tools' | 'userTokensPerDay'
+  | 'allowedTools' | 'childEnv' | 'claudeBinary' | 'keepDays' | 'maxTurns' | 'models' | 'network' | 'permissionMode' | 'runtimeDir'
+  | 'sandbox' | 'settingSources' | 'stateDir' | 'tools' | 'userTokensPerDay'
 >;
 
 /** What the CLI may do, decided by the way it is run. */
@@ -50,9 +50,15 @@ export const defaultEnv: Readonly<Record<string, string>> = {
   CLAUDE_CODE_MAX_RETRIES: '2',
 };
 
-/** The CLI's arguments but for the session. Each is one token, so that no value is taken for another option. Never the prompt. */
-export function cliArguments(config: Pick<CliConfig, 'keepDays' | 'maxTurns' | 'models'>, rights: CliRights): string[] {
-  const { keepDays, maxTurns, models } = config;
+/**
+ * The CLI's arguments but for the session, with `settings` besides those of both ways. Each is one token, so that no value
+ * is taken for another option. Never the prompt.
+ */
+export function cliArguments(
+  { keepDays, maxTurns, models }: Pick<CliConfig, 'keepDays' | 'maxTurns' | 'models'>,
+  rights: CliRights,
+  settings: Readonly<Record<string, unknown>> = {},
+): string[] {
   return [
     '-p',
     '--input-format=stream-json',
@@ -64,7 +70,7 @@ export function cliArguments(config: Pick<CliConfig, 'keepDays' | 'maxTurns' | '
     `--setting-sources=${rights.settingSources}`,
     '--strict-mcp-config',
     '--disable-slash-commands',
-    `--settings=${JSON.stringify({ cleanupPeriodDays: keepDays })}`,
+    `--settings=${JSON.stringify({ cleanupPeriodDays: keepDays, ...settings })}`,
     `--max-turns=${maxTurns}`,
     ...models.slice(0, 1).map((model) => `--model=${model}`),
     ...(rights.allowedTools === '' ? [] : [`--allowedTools=${rights.allowedTools}`]),

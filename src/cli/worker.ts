@@ -22,8 +22,6 @@ const stepMs = 2000;
 const drainMs = 500;
 // An honest turn's tools have ended by then.
 const toolsEndMs = 1000;
-// bubblewrap twice, and the CLI.
-const ownProcesses = 3;
 
 /** One live CLI process, taking one turn at a time. Ends together with the server where setpriv or a sandbox exists. */
 export class Worker {
@@ -117,7 +115,7 @@ export class Worker {
 
   /** A result that a tool forged, or a program left in the background, must not go on working in a warm process. */
   #stopIfBusy(): void {
-    if (this.isReusable && treeOf(this.#child.pid ?? 0).length > ownProcesses) void this.stop();
+    if (this.isReusable && treeOf(this.#child.pid ?? 0).length > (this.#sandbox?.processes ?? Infinity)) void this.stop();
   }
 
   /** Whether the CLI read the login at its start, so that another one is used only by another process. */

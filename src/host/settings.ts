@@ -1,5 +1,6 @@
 import { isIP } from 'node:net';
 import { isAbsolute } from 'node:path';
+import { isHostName, parseHostList, type HostList } from './host-list.ts';
 
 /** What a rule makes of a text. `expected` is written before any text is seen, so a message made of it cannot show one. */
 type Parsed<T> = { readonly value: T } | { readonly expected: string };
@@ -45,6 +46,10 @@ export const settings = {
     'CLAUDE_SANDBOX', 'auto', oneOf('auto', 'required', 'off'),
     'a wall of the kernel around each end user: where it works, or nothing without it, or none',
   ),
+  network: setting(
+    'CLAUDE_NETWORK', 'none', networkRule,
+    'what tools in the sandbox may fetch from, by HTTPS: hosts such as `github.com,*.npmjs.org`, or `public` for all of the internet',
+  ),
   tools: chosenBySandbox('CLAUDE_TOOLS', toolsRule, 'the tools Claude has; `default` for all, empty for none'),
   allowedTools: setting('CLAUDE_ALLOWED_TOOLS', '', toolsRule, 'tools that need no permission; a bare `Read` means anywhere on disk'),
   permissionMode: chosenBySandbox(
@@ -67,7 +72,7 @@ export const settings = {
   keepDays: setting('CLAUDE_KEEP_DAYS', '30', integer(1, 36_500), 'days a dialogue is kept after its last turn'),
   stateDir: setting(
     'CLAUDE_STATE_DIR', '',
-    optional(matching(isStateDir, 'an absolute path (~ and $HOME are not expanded)')),
+    optional(absolutePathRule),
     'under systemd its state directory; one server per state folder',
   ),
   corsOrigins: setting('CORS_ORIGINS', '', corsOriginsRule, 'comma-separated origins, or `*`'),
@@ -152,11 +157,10 @@ function hostRule(text: string): Parsed<string> {
   return isIP(text) !== 0 || isHostName(text) ? { value: text } : { expected: 'an IP address or a host name' };
 }
 
-function isHostName(text: string): boolean {
-  const labels = text.split('.');
-  const isLabel = (label: string): boolean => /^(?!-)[A-Za-z0-9-]{1,63}(?<!-)$/.test(label);
-  // Digits at the end make it an IPv4 address with a mistake in it.
-  return text.length <= 253 && labels.every(isLabel) && !/^\d+$/.test(labels.at(-1) ?? '');
+function networkRule(text: string): Parsed<HostList> {
+  const hosts = parseHostList(text);
+  const expected = 'none, public, or host names such as github.com,*.npmjs.org, separated by commas';
+  return hosts === undefined ? { expected } : { value: hosts };
 }
 
 function modelsRule(text: string): Parsed<readonly string[]> {
@@ -178,8 +182,9 @@ function settingSourcesRule(text: string): Parsed<string> {
   return isRight ? { value: sources.join(',') } : { expected: 'any of user, project, local, separated by commas, or nothing' };
 }
 
-function isStateDir(text: string): boolean {
-  return isAbsolute(text) && !text.includes('\0');
+function absolutePathRule(text: string): Parsed<string> {
+  const isRight = isAbsolute(text) && !text.includes('\0');
+  return isRight ? { value: text } : { expected: 'an absolute path (~ and $HOME are not expanded)' };
 }
 
 function corsOriginsRule(text: string): Parsed<readonly string[]> {

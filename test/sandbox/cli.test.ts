@@ -1,51 +1,12 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { once } from 'node:events';
-import { chmod, readFile } from 'node:fs/promises';
-import { connect, createServer } from 'node:net';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { TestContext } from 'node:test';
-import { initializeLine, userLine } from '../../src/cli/protocol.ts';
-import { inside } from '../../src/sandbox/sandbox.ts';
-import { callTools, holds, promptsOf, say, startMessagesApi, toolResultsOf, type Json, type MessagesApi } from '../messages-api.ts';
+import { userLine } from '../../src/cli/protocol.ts';
+import { callTools, holds, promptsOf, say, startMessagesApi, toolResultsOf } from '../messages-api.ts';
 import { testWithRealClis, until } from '../running-server.ts';
-import { makeSandboxedUsers, noSandbox, runningWith, testSandboxed, unlike, type Inside, type SandboxedUsers } from '../sandboxed.ts';
-
-/** The API proxy's place taken by a plain wire to the stand-in: what comes through the user's socket goes there. */
-async function wire(t: TestContext, users: SandboxedUsers, api: MessagesApi, userId = 1): Promise<void> {
-  const server = createServer((socket) => {
-    const upstream = connect(Number(new URL(api.url).port), '127.0.0.1');
-    socket.pipe(upstream).pipe(socket);
-    socket.on('error', () => upstream.destroy());
-    upstream.on('error', () => socket.destroy());
-  });
-  const path = join(users.folders(userId).api ?? '', 's');
-  server.listen(path);
-  await once(server, 'listening');
-  await chmod(path, 0o777);
-  t.after(() => server.close());
-}
-
-const cliOptions = ['-p', '--input-format=stream-json', '--output-format=stream-json', '--verbose', '--permission-mode=bypassPermissions'];
-
-function startCli(users: SandboxedUsers, options: readonly string[], userId = 1): Inside {
-  const process = users.start([inside.claude, ...cliOptions, ...options], userId);
-  process.child.stdin.write(initializeLine);
-  return process;
-}
-
-/** The next result line after this prompt. */
-async function turn(cli: Inside, prompt: string): Promise<Json> {
-  const results = (): Json[] => cli.stdout.split('\n').slice(0, -1).map((line) => JSON.parse(line) as Json).filter((line) => line['type'] === 'result');
-  const before = results().length;
-  cli.child.stdin.write(userLine(prompt));
-  return until(`a result of ${prompt}`, () => results()[before], 30_000).catch((error: unknown) => assert.fail(`${String(error)}\n${cli.stderr}`));
-}
-
-async function leave(cli: Inside): Promise<void> {
-  cli.child.stdin.end();
-  assert.equal((await cli.ended()).code, 0);
-}
+import { leave, startCli, turn, wire } from '../sandboxed-cli.ts';
+import { makeSandboxedUsers, noSandbox, runningWith, testSandboxed, unlike } from '../sandboxed.ts';
 
 testSandboxed('the fake CLI runs inside and takes its orders from the prompt', async (t) => {
   const users = await makeSandboxedUsers(t);

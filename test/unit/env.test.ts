@@ -12,7 +12,7 @@ test('without any setting the defaults hold and the server stays on loopback', (
   assert.deepEqual(loadConfig(home), {
     apiKey: undefined, host: '127.0.0.1', port: 8001, turnTimeoutMs: 300_000, maxTurns: 50, claudeBinary: 'claude',
     maxWorkers: undefined, queueLimit: 100, queueTimeoutMs: 60_000, warmMs: 300_000, models: [],
-    sandbox: 'auto', tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined, keepDays: 30, userDiskBytes: 2_147_483_648, userTokensPerDay: undefined,
+    sandbox: 'auto', network: [], tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined, keepDays: 30, userDiskBytes: 2_147_483_648, userTokensPerDay: undefined,
     runtimeDir: '/home/claude/.local/state/claude-api/run',
     stateDir: '/home/claude/.local/state/claude-api', corsOrigins: [], rateLimitPerMinute: 0,
     maxBodyBytes: 10_485_760, drainTimeoutMs: 30_000, childEnv: { HOME: '/home/claude' }, warnings: [],
@@ -147,6 +147,16 @@ test('HOST takes addresses and host names', () => {
   ]) {
     assert.deepEqual(problemsOf({ ...keyed, HOST: host }), ['HOST: expected an IP address or a host name'], host);
   }
+});
+
+test('CLAUDE_NETWORK takes none, public and hosts, but not the API\'s', () => {
+  const networkOf = (text: string, env = {}) => loadConfig({ ...home, ...env, CLAUDE_NETWORK: text }).network;
+  assert.deepEqual([networkOf(''), networkOf('none'), networkOf('public'), networkOf(' GitHub.com, *.npmjs.org ')], [[], [], 'public', ['github.com', '*.npmjs.org']]);
+  assert.deepEqual(problemsOf({ ...home, CLAUDE_NETWORK: 'https://github.com' }), ['CLAUDE_NETWORK: expected none, public, or host names such as github.com,*.npmjs.org, separated by commas']);
+  for (const text of ['api.anthropic.com', 'github.com,API.anthropic.com', '*.anthropic.com']) assert.match(problemsOf({ ...home, CLAUDE_NETWORK: text }).join(), /^CLAUDE_NETWORK: expected hosts other than the API's/, text);
+  const gateway = { ANTHROPIC_BASE_URL: 'https://llm.example.com/v1' };
+  assert.match(problemsOf({ ...home, ...gateway, CLAUDE_NETWORK: '*.example.com' }).join(), /^CLAUDE_NETWORK/);
+  assert.deepEqual(networkOf('docs.anthropic.com,www.example.com', gateway), ['docs.anthropic.com', 'www.example.com']);
 });
 
 test('without a key only a loopback HOST is taken', () => {
@@ -296,7 +306,7 @@ test('the CLI never sees a setting of ours, a stranger, or the session the serve
     CLAUDE_TIMEOUT_SECONDS: '1', CLAUDE_MAX_TURNS: '1', CLAUDE_BINARY_PATH: 'c',
     CLAUDE_MAX_CONCURRENT_REQUESTS: '1', CLAUDE_QUEUE_LIMIT: '1', CLAUDE_QUEUE_SECONDS: '1', CLAUDE_WARM_SECONDS: '1',
     CLAUDE_MODEL: 'm', CLAUDE_TOOLS: 't', CLAUDE_ALLOWED_TOOLS: 't', CLAUDE_PERMISSION_MODE: 'plan',
-    CLAUDE_SANDBOX: 'auto', CLAUDE_SETTING_SOURCES: 'user', CLAUDE_KEEP_DAYS: '1', CLAUDE_USER_DISK_MB: '1', CLAUDE_USER_TOKENS_PER_DAY: '1', CLAUDE_STATE_DIR: '/s', CORS_ORIGINS: '*', RATE_LIMIT_PER_MINUTE: '1',
+    CLAUDE_SANDBOX: 'auto', CLAUDE_NETWORK: 'none', CLAUDE_SETTING_SOURCES: 'user', CLAUDE_KEEP_DAYS: '1', CLAUDE_USER_DISK_MB: '1', CLAUDE_USER_TOKENS_PER_DAY: '1', CLAUDE_STATE_DIR: '/s', CORS_ORIGINS: '*', RATE_LIMIT_PER_MINUTE: '1',
     MAX_BODY_BYTES: '2048', SHUTDOWN_SECONDS: '1',
   };
   assert.deepEqual(Object.keys(valid).sort(), [...settingNames].sort());

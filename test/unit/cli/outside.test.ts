@@ -25,9 +25,10 @@ test('with CLAUDE_SANDBOX=off the operator may open what they like', () => {
 });
 
 test('in the sandbox all is allowed unasked, and the operator may narrow it', () => {
-  const { tools, ...others } = rightsInside(unset);
+  const { tools, ...others } = rightsInside({ ...unset, network: [] });
   assert.match(tools, /^(?!.*WebFetch).*Bash.*WebSearch/);
+  for (const network of ['public', ['github.com']] as const) assert.equal(rightsInside({ ...unset, network }).tools, `${tools},WebFetch`);
   assert.deepEqual(others, { allowedTools: '', permissionMode: 'bypassPermissions', settingSources: 'user' });
   const narrow = { tools: 'Read', allowedTools: '', permissionMode: 'dontAsk', settingSources: '' } as const;
-  assert.deepEqual(rightsInside(narrow), narrow);
+  assert.deepEqual(rightsInside({ ...narrow, network: 'public' }), narrow);
 });
