@@ -1,14 +1,21 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { get, type IncomingMessage } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
+import { createInside } from './cli/inside.ts';
 import { ConfigError, machineEnv, parseConfig, type Config } from './env.ts';
+import { findProvider } from './host/login.ts';
+import { decideSandbox } from './sandbox/mode.ts';
 
 // What a script wants to know of the server whose .env lies in the working directory, by the server's own rules. An entry
 // of its own beside main.ts: install.sh and the image's health check run it.
-const usage = `usage: node dist/ask.js settings|health [-]
+const usage = `usage: node dist/ask.js settings|sandbox|health [-]
   settings   prints HOST and PORT, and warnings to stderr; fails where the server would not start, or would make a key for each run
-  health     prints the server's URL and the kind of its login, once it answers and its CLI runs
+  sandbox    tries the sandbox as the server would, and prints "on", or "off" where CLAUDE_SANDBOX says so; fails with the reason
+  health     prints the server's URL, whether it has the sandbox (on, off), and the kind of its login, once it answers and its CLI runs
   -          takes more of the environment from stdin, in the form of /proc/PID/environ`;
 
 // sysexits.h: a usage and a configuration error.
@@ -17,9 +24,13 @@ const exitConfig = 78;
 const answerTimeoutMs = 3000;
 
 async function main([question, source = '', ...others]: readonly string[]): Promise<void> {
-  if ((question !== 'settings' && question !== 'health') || !/^-?$/.test(source) || others.length > 0) return fail(exitUsage, usage);
+  if (!/^(?:settings|sandbox|health)$/.test(question ?? '') || !/^-?$/.test(source) || others.length > 0) return fail(exitUsage, usage);
   const config = readConfig(source === '-' ? parseEnviron(readFileSync(0, 'utf8')) : {});
-  if (question === 'health') return console.log(urlOf(config), await askLogin(config));
+  if (question === 'health') return console.log(urlOf(config), ...(await askHealth(config)));
+  if (question === 'sandbox') {
+    const answer = config.sandbox === 'off' ? 'off' : await trySandbox(config);
+    return console.log(answer);
+  }
   if (config.apiKey === undefined) {
     const line = `CLAUDE_API_KEY=${randomBytes(32).toString('hex')}`;
     throw new ConfigError([`CLAUDE_API_KEY: missing; add the line ${line}`], config.warnings);
@@ -38,14 +49,29 @@ function readConfig(environ: Readonly<Record<string, string>>): Config {
   return parseConfig(machineEnv({ ...process.env, ...environ }), file);
 }
 
+/** Tries it in a folder of its own, so that a server that runs meanwhile is not disturbed. Rejects with the reason there is none. */
+async function trySandbox(config: Config): Promise<string> {
+  const stateDir = await mkdtemp(join(tmpdir(), 'claude-api-'));
+  const inside = createInside({ ...config, stateDir }, { marker: `${stateDir}.`, socketFolder: join(stateDir, 'api'), log: () => {} });
+  try {
+    const [isRoot, provider] = [process.getuid?.() === 0, findProvider(config.childEnv)];
+    const decision = decideSandbox({ setting: 'auto', hasEverRun: false, isRoot, provider, trial: await inside.try() });
+    if ('reason' in decision) throw new Error(decision.reason);
+    return decision.kind;
+  } finally {
+    inside.close();
+    await rm(stateDir, { recursive: true, force: true });
+  }
+}
+
 /** Where a caller on this machine finds the server. */
 function urlOf({ host, port }: Config): string {
   const reachable = host === '0.0.0.0' ? '127.0.0.1' : host === '::' ? '::1' : host;
   return `http://${reachable.includes(':') ? `[${reachable}]` : reachable}:${port}`;
 }
 
-/** The kind of login that `/health` names, or `none`. Rejects with a sentence when no turn can be had, after 3 s at the latest. */
-async function askLogin(config: Config): Promise<string> {
+/** The sandbox and the kind of login that `/health` names. Rejects with a sentence when no turn can be had, after 3 s at the latest. */
+async function askHealth(config: Config): Promise<[sandbox: 'on' | 'off', login: string]> {
   const response = await getHealth(config);
   const body: unknown = await text(response).then(JSON.parse).catch(() => undefined);
   if (typeof body !== 'object' || body === null || !('status' in body)) {
@@ -54,7 +80,8 @@ async function askLogin(config: Config): Promise<string> {
   if (response.statusCode !== 200) throw new Error('detail' in body ? String(body.detail) : `/health answers ${response.statusCode}`);
   // The CLI is looked for only when the server listens already.
   if ('claude_version' in body && body.claude_version === null) throw new Error('the Claude CLI has not answered yet');
-  return 'login' in body && typeof body.login === 'string' ? body.login : 'none';
+  const login = 'login' in body && typeof body.login === 'string' ? body.login : 'none';
+  return ['sandbox' in body && body.sandbox === 'on' ? 'on' : 'off', login];
 }
 
 /** Not by fetch, which refuses some ports that a server may have. */

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { test, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { within } from '../running-server.ts';
+import { fakeClaude, within } from '../running-server.ts';
 
 const askFile = fileURLToPath(new URL('../../src/ask.ts', import.meta.url));
 const key = '9f2c41d07be85a36c0d1e7f4a8b95263';
@@ -45,7 +45,7 @@ async function healthServer(t: TestContext, status: number, body: string): Promi
   return { port: typeof address === 'object' && address !== null ? address.port : 0, requests };
 }
 
-const healthy = JSON.stringify({ status: 'ok', claude_version: '2.1.331', login: 'credentials file' });
+const healthy = JSON.stringify({ status: 'ok', claude_version: '2.1.331', login: 'credentials file', sandbox: 'on' });
 
 test('settings: where the server listens, by its own rules for .env', async (t) => {
   const file = await ask(t, { args: ['settings'], envFile: `\uFEFFexport CLAUDE_API_KEY="9f2c41d07be8#5a36c0d1e7f4a8b95263"\r\nPORT = '9100' # mine\r\n` });
@@ -83,17 +83,24 @@ test('settings: a missing key is a problem, since an installed server needs a la
   assert.notEqual(first.stderr, second.stderr);
 });
 
-test('health: the URL and the login of a server that answers, asked with the key', async (t) => {
+test('sandbox: off where the settings say so; else the reason why there is none, with exit status 1', async (t) => {
+  assert.deepEqual(await ask(t, { args: ['sandbox'], envFile: 'CLAUDE_SANDBOX=off\n' }), { status: 0, stdout: 'off\n', stderr: '' });
+  const none = await ask(t, { args: ['sandbox'], env: { PATH: '/nowhere', CLAUDE_BINARY_PATH: fakeClaude } });
+  assert.deepEqual([none.status, none.stdout], [1, '']);
+  assert.match(none.stderr, process.getuid?.() === 0 ? /^a server that runs as root has none/ : /^bubblewrap is not installed/);
+});
+
+test('health: the URL, the sandbox and the login of a server that answers, asked with the key', async (t) => {
   const { port, requests } = await healthServer(t, 200, healthy);
   const envFile = `CLAUDE_API_KEY=${key}\nHOST=0.0.0.0\nPORT=${port}\n`;
-  assert.deepEqual(await ask(t, { args: ['health'], envFile }), { status: 0, stdout: `http://127.0.0.1:${port} credentials file\n`, stderr: '' });
+  assert.deepEqual(await ask(t, { args: ['health'], envFile }), { status: 0, stdout: `http://127.0.0.1:${port} on credentials file\n`, stderr: '' });
   assert.deepEqual(requests.map(({ url, headers }) => [url, headers.authorization]), [['/health', `Bearer ${key}`]]);
 });
 
-test('health: none where the server has found no login, or tells nobody for want of a key', async (t) => {
-  for (const [body, env] of [[JSON.stringify({ status: 'ok', claude_version: '2.1.331', login: null }), { CLAUDE_API_KEY: key }], ['{"status":"ok"}', {}]] as const) {
+test('health: off and none where the server has found no login, or tells nobody for want of a key', async (t) => {
+  for (const [body, env] of [[JSON.stringify({ status: 'ok', claude_version: '2.1.331', login: null, sandbox: 'CLAUDE_SANDBOX is off.' }), { CLAUDE_API_KEY: key }], ['{"status":"ok"}', {}]] as const) {
     const { port, requests } = await healthServer(t, 200, body);
-    assert.equal((await ask(t, { args: ['health'], env: { ...env, PORT: String(port) } })).stdout, `http://127.0.0.1:${port} none\n`);
+    assert.equal((await ask(t, { args: ['health'], env: { ...env, PORT: String(port) } })).stdout, `http://127.0.0.1:${port} off none\n`);
     assert.equal(requests[0]?.headers.authorization, 'CLAUDE_API_KEY' in env ? `Bearer ${key}` : undefined);
   }
 });
