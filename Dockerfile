@@ -1,4 +1,5 @@
-# The server and the Claude CLI in one image; docs/docker.md has the command that runs it.
+# The server and the Claude CLI in one image; docs/docker.md has the command that runs it, and the options that let
+# bubblewrap work in it.
 FROM node:24-slim AS build
 WORKDIR /build
 COPY package.json package-lock.json .npmrc ./
@@ -12,7 +13,7 @@ ARG CLAUDE_VERSION=2.1.331
 # tini ends what the CLI's tools leave behind as zombies. The CLI's package is a stub until its install script has run,
 # which npm may skip without an error: so it is run here, and the CLI is tried.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends tini ca-certificates \
+    && apt-get install -y --no-install-recommends tini ca-certificates bubblewrap \
     && rm -rf /var/lib/apt/lists/* \
     && npm install --prefix /opt/claude --cache /tmp/npm --ignore-scripts --no-audit --no-fund "@anthropic-ai/claude-code@$CLAUDE_VERSION" \
     && rm -rf /tmp/npm \

@@ -15,8 +15,10 @@ claude_version=2.1.331
 node_major=24
 
 unit=/etc/systemd/system/claude-api.service
+looser="$unit.d/10-sandbox.conf"
+trial_unit=/run/systemd/system/claude-api-trial.service
 state=/var/lib/claude-api
-sources=(install.sh claude-api.service package.json README.md CHANGELOG.md LICENSE .env.example) # find_source: the code besides
+sources=(install.sh claude-api.service claude-api-newer-systemd.conf package.json README.md CHANGELOG.md LICENSE .env.example) # find_source: the code besides
 node_arch="$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')"
 claude_program=node_modules/@anthropic-ai/claude-code/bin/claude.exe
 # In the comment field of the user, by which --purge knows that this script made it.
@@ -25,6 +27,7 @@ user_comment='claude-api service'
 # What the options say
 action=install    # or uninstall, purge
 dry_run=false     # say what would be done, and do nothing
+no_sandbox=false  # a new .env does without the sandbox
 copy_login=false  # give the server the Claude login of root or of the user who runs sudo
 user=''           # whom the server runs as; find_user fills it in
 host=''           # of a new .env; check_settings: of the one there is
@@ -50,6 +53,7 @@ node=node         # find_node: the Node that the service runs on
 claude=''         # choose_claude: the CLI that the service runs
 release=''        # build_release: a folder with this code, built, named by what is in it
 url=''            # await_health: where the server answers
+sandbox_found=''  # await_health: whether it has the sandbox, on or off
 login_found=''    # await_health: the login that it found, or none
 
 usage() {
@@ -61,6 +65,7 @@ Installs claude-api, or updates it to this version, and starts it. Key, .env, lo
   --host ADDRESS    where a new .env listens (127.0.0.1; 0.0.0.0 is every address of this machine)
   --port N          the port of a new .env (8001)
   --user NAME       the user the server runs as, made if need be (claude)
+  --no-sandbox      where there is no sandbox: Claude has five file tools then, and no wall but its own rules between end users
   --copy-login      give the server the Claude login of the user who runs sudo, or of root
   --claude VERSION  another version of the Claude CLI, such as latest ($claude_version or newer)
   --dry-run         say what would be done, and do nothing; needs no root
@@ -128,6 +133,7 @@ parse_options() {
       --port) port="$2" ;;&
       --claude) asked_claude="$2" ;;&
       --user | --host | --port | --claude) shift ;;
+      --no-sandbox) no_sandbox=true ;;
       --copy-login) copy_login=true ;;
       --dry-run) dry_run=true ;;
       --uninstall) [ "$action" = purge ] || action=uninstall ;;
@@ -150,7 +156,7 @@ clean_up() {
   trap - EXIT
   if ! $dry_run; then
     if [ "$status" -ne 0 ] && [ "$action" = install ] && [ -L "$app/previous" ]; then go_back; fi
-    rm -rf "$app/releases/.new" "$app/cli/.new" "$app/node.new" "$app/current.new" "$app/.env.new"
+    rm -rf "$app/releases/.new" "$app/cli/.new" "$app/node.new" "$app/current.new" "$app/.env.new" "$trial_unit" "$trial_unit.d"
     if [ "$status" -ne 0 ]; then say_what_is_left; fi
   fi
   rm -rf "$scratch"
@@ -202,11 +208,14 @@ install_service() {
   find_login
   check
   make_user
+  install_packages
+  load_profile
   find_node
   install_claude
   build_release
   make_env
   check_settings
+  try_sandbox
   copy_login
   switch_over
 }
@@ -261,6 +270,7 @@ check() {
   check_user
   check_place
   check_disk
+  check_sandbox
   if $copy_login && [ -z "$login" ]; then problems+=('--copy-login: neither root nor the user who runs sudo has a Claude login'); fi
   [ ${#problems[@]} -eq 0 ] && return
   printf 'install.sh: error: %s\n' "${problems[@]}" >&2
@@ -307,6 +317,38 @@ check_disk() {
   [ "$free_kb" -ge 1500000 ] || problems+=("$((free_kb / 1024)) MB are free on the disk of $home: at least 1500 MB are needed")
 }
 
+# What no package brings: user namespaces, and a /proc that may be mounted in one.
+check_sandbox() {
+  local as_nobody=() said
+  if ! wants_sandbox; then return; fi
+  if $no_sandbox; then problems+=("--no-sandbox counts for a new .env only: set CLAUDE_SANDBOX=off in $(env_file)"); fi
+  command -v bwrap >/dev/null || command -v apt-get >/dev/null || problems+=("the sandbox needs bubblewrap, and there is no apt-get to install it; $(without_sandbox)")
+  if is_restricted; then return; fi
+  if [ "$(id -u)" -eq 0 ]; then as_nobody=(setpriv --reuid 65534 --regid 65534 --clear-groups); fi
+  said="$("${as_nobody[@]}" unshare --user --map-root-user --mount --pid --fork --mount-proc true 2>&1)" && return
+  case "$said" in
+    *'unshare failed'*) problems+=("there is no sandbox, since user namespaces are off ($said): the sysctls user.max_user_namespaces and kernel.unprivileged_userns_clone must be above 0; $(without_sandbox)") ;;
+    *) problems+=("there is no sandbox, since parts of /proc are masked ($said), as a container's host does it; $(without_sandbox)") ;;
+  esac
+}
+
+# The settings that will count
+env_file() { if [ ! -f "$app/.env" ] && [ -f "$source_dir/.env" ]; then echo "$source_dir/.env"; else echo "$app/.env"; fi; }
+wants_sandbox() {
+  if [ ! -f "$(env_file)" ]; then
+    if $no_sandbox; then return 1; fi
+  elif grep -qsE "^[[:space:]]*(export[[:space:]]+)?CLAUDE_SANDBOX[[:space:]]*=[[:space:]]*[\"']?off" "$(env_file)"; then
+    return 1
+  fi
+}
+without_sandbox() {
+  local how="$again --no-sandbox"
+  if [ -f "$(env_file)" ]; then how="CLAUDE_SANDBOX=off in $(env_file)"; fi
+  echo "to do without, with five file tools and no wall but Claude's own rules between end users: $how"
+}
+# Whether AppArmor lets only programs with a profile of their own make user namespaces, as on Ubuntu from 24.04 on
+is_restricted() { grep -qs 1 /proc/sys/kernel/apparmor_restrict_unprivileged_userns; }
+
 # is_taken PORT: whether another program answers there
 is_taken() { ! systemctl is-active --quiet claude-api 2>/dev/null && (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
@@ -324,16 +366,38 @@ make_user() {
   [ -d "$app" ] || install -d -m 0755 "$app"
 }
 
-# A Node that the service user can run, and npm
-find_node() {
-  if ! command -v npm >/dev/null && [ ! -f "$own_npm" ]; then
-    step "install npm and Node.js from the distribution (this takes a minute)" || return 0
-    export DEBIAN_FRONTEND=noninteractive
-    # On a fresh machine the first upgrade may hold the locks; for update there is no option to wait.
-    local deadline=$((SECONDS + 300))
-    until apt-get update >"$scratch/output" 2>&1 || [ "$SECONDS" -ge "$deadline" ]; do sleep 5; done
-    quietly 'apt-get install npm' apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 npm ca-certificates
+install_packages() {
+  local packages=()
+  if ! has_npm; then packages+=(npm ca-certificates); fi
+  if wants_sandbox; then
+    command -v bwrap >/dev/null || packages+=(bubblewrap)
+    if is_restricted && [ -z "$(profile)" ]; then packages+=(apparmor-profiles); fi
   fi
+  if [ ${#packages[@]} -eq 0 ]; then return; fi
+  step "install ${packages[*]} from the distribution (this takes a minute)" || return 0
+  export DEBIAN_FRONTEND=noninteractive
+  # On a fresh machine the first upgrade may hold the locks; for update there is no option to wait.
+  local deadline=$((SECONDS + 300))
+  until apt-get update >"$scratch/output" 2>&1 || [ "$SECONDS" -ge "$deadline" ]; do sleep 5; done
+  quietly 'apt-get install' apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${packages[@]}"
+}
+
+has_npm() { command -v npm >/dev/null || [ -f "$own_npm" ]; }
+profile() { find /etc/apparmor.d /usr/share/apparmor/extra-profiles -maxdepth 1 -name bwrap-userns-restrict 2>/dev/null | head -n 1; }
+
+# The distribution's own for bubblewrap: it may make user namespaces, and what runs in them has no rights of root's.
+load_profile() {
+  if ! wants_sandbox || ! is_restricted || grep -qs '^bwrap ' /sys/kernel/security/apparmor/profiles; then return; fi
+  step "load AppArmor's profile bwrap-userns-restrict" || return 0
+  [ -n "$(profile)" ] || die "the package apparmor-profiles is too old to have it: sudo apt-get upgrade, then $again"
+  [ -e /etc/apparmor.d/bwrap-userns-restrict ] || install -m 0644 "$(profile)" /etc/apparmor.d/
+  quietly apparmor_parser apparmor_parser -r /etc/apparmor.d/bwrap-userns-restrict
+}
+
+# A Node that the service user can run
+find_node() {
+  # Only in a dry run, which cannot know what the distribution's npm brings along.
+  has_npm || return 0
   if use_node; then return; fi
   step "install Node.js $node_major into $app/node" || return 0
   rm -rf "$app/node.new"
@@ -436,6 +500,8 @@ make_env() {
 CLAUDE_API_KEY=$(od -An -N32 -v -tx1 /dev/urandom | tr -d ' \n')
 HOST=${host:-127.0.0.1}
 PORT=${port:-8001}
+# required: each end user in a sandbox, or the server does not start; off: five file tools, and no wall but Claude's own rules
+CLAUDE_SANDBOX=$(if $no_sandbox; then echo off; else echo required; fi)
 # ANTHROPIC_API_KEY=
 # CLAUDE_CODE_OAUTH_TOKEN=
 END
@@ -458,6 +524,46 @@ check_settings() {
   [ "${port:-$at_port}" = "$at_port" ] || die "--port counts for a new .env only: set PORT=$port in $app/.env"
   if is_taken "$at_port"; then die "port $at_port is taken by another program: stop it, or set another PORT in $app/.env"; fi
   host="$at_host" port="$at_port"
+}
+
+# Before anything takes effect: the server's own trial, as the unit and what "systemctl edit" added to it will have it. By it
+# newer systemd shows whether it needs the looser lines.
+try_sandbox() {
+  local lines="$release/bin/10-sandbox.conf"
+  if $dry_run || ! wants_sandbox; then return; fi
+  say 'trying the sandbox'
+  if trial; then rm -f "$lines"; return; fi
+  if trial "$release/claude-api-newer-systemd.conf"; then cp -u "$release/claude-api-newer-systemd.conf" "$lines"; return; fi
+  die "there is no sandbox: $(cat "$scratch/trial")"$'\n'"docs/operations.md says what to do about it; $(without_sandbox)"
+}
+
+# trial [LINES]: whether the sandbox works in a unit like ours, with these lines besides
+trial() {
+  local works=true
+  rm -rf "$trial_unit.d"
+  mkdir "$trial_unit.d"
+  sed "s|$app/current|$release|g" "$release/bin/claude-api.service" >"$trial_unit"
+  find "$unit.d" -name '*.conf' ! -path "$looser" -exec cp {} "$trial_unit.d/" \; 2>/dev/null || true
+  if [ $# -gt 0 ]; then cp "$1" "$trial_unit.d/10-sandbox.conf"; fi
+  cat >"$trial_unit.d/zz-trial.conf" <<END
+[Unit]
+CollectMode=inactive-or-failed
+[Service]
+Type=oneshot
+ExecStart=
+ExecStart=$release/bin/node $release/dist/ask.js sandbox
+StateDirectory=
+RuntimeDirectory=
+Restart=no
+TimeoutStartSec=200
+StandardOutput=null
+StandardError=truncate:$scratch/trial
+END
+  systemctl daemon-reload
+  echo 'it took more than 200 s' >"$scratch/trial"
+  systemctl start claude-api-trial 2>/dev/null || works=false
+  rm -rf "$trial_unit" "$trial_unit.d"
+  $works
 }
 
 # ask settings|health: what src/ask.ts of the new version says, or of the one in use while there is no new one. It runs as
@@ -486,7 +592,7 @@ copy_login() {
 # there meanwhile: whatever ends this script, the next one knows what ran before.
 switch_over() {
   local does_not_answer='the service is installed, but does not answer: fix what the lines above say, then: sudo systemctl restart claude-api'
-  if [ "$(readlink "$app/current")" = "$release" ] && [ ! -L "$app/previous" ] && cmp -s "$release/bin/claude-api.service" "$unit" &&
+  if [ "$(readlink "$app/current")" = "$release" ] && [ ! -L "$app/previous" ] && cmp -s <(unit_of "$release/bin/claude-api.service" "$release/bin/10-sandbox.conf") <(unit_of "$unit" "$looser") &&
     systemctl is-enabled --quiet claude-api && systemctl is-active --quiet claude-api; then
     say 'nothing to change'
     if $dry_run; then return; fi
@@ -495,6 +601,8 @@ switch_over() {
     return
   fi
   step 'start the service claude-api' || return 0
+  # 0.1.0 had no ask.js.
+  if [ -d "$before" ] && [ ! -e "$before/dist/ask.js" ]; then warn 'dialogues of 0.1.0 are not carried over: they start anew'; fi
   if [ -n "$before" ] && [ "$before" != "$release" ] && [ -d "$before" ]; then ln -sfn "$before" "$app/previous"; fi
   activate "$release"
   if ! await_health; then
@@ -506,6 +614,9 @@ switch_over() {
   remove_old
   say_how
 }
+
+# unit_of UNIT LINES: all of the unit
+unit_of() { cat "$@" 2>/dev/null || true; }
 
 # Back to the version that ran before; the other one is removed, with a CLI that only it used.
 go_back() {
@@ -522,18 +633,19 @@ activate() {
   ln -sfn "$1" "$app/current.new"
   mv -T "$app/current.new" "$app/current"
   install -m 0644 "$1/bin/claude-api.service" "$unit"
+  if [ -e "$1/bin/10-sandbox.conf" ]; then install -D -m 0644 "$1/bin/10-sandbox.conf" "$looser"; else rm -f "$looser"; fi
   systemctl daemon-reload
   systemctl reset-failed claude-api 2>/dev/null || true
   systemctl enable --quiet claude-api
   systemctl restart claude-api || true
 }
 
-# True once the server answers with its key and has found a CLI that runs; else says why not.
+# True once the server answers with its key and has found a CLI that runs; else says why not. Its trial may take two minutes.
 await_health() {
-  local deadline=$((SECONDS + 30)) answer
+  local deadline=$((SECONDS + 150)) answer
   while [ "$SECONDS" -lt "$deadline" ]; do
     if answer="$(ask health)"; then
-      read -r url login_found <<<"$answer"
+      read -r url sandbox_found login_found <<<"$answer"
       return
     fi
     if systemctl is-failed --quiet claude-api || [ "$(systemctl show -p NRestarts --value claude-api)" -ge 3 ]; then break; fi
@@ -558,6 +670,7 @@ claude-api runs as the user $user and answers at $url
   listens on      $host, port $port
   the key         sudo grep CLAUDE_API_KEY $app/.env
   settings        $app/.env, then: sudo systemctl restart claude-api
+  the sandbox     $sandbox_found$(if [ "$sandbox_found" = off ]; then echo ": Claude has five file tools, and no wall but its own rules between end users"; fi)
   state and log   systemctl status claude-api; journalctl -u claude-api
   remove          sudo $app/current/install.sh --uninstall
 END
@@ -596,7 +709,8 @@ remove_service() {
   fi
   if is_our_unit && step 'stop and remove the service claude-api'; then
     systemctl disable --now --quiet claude-api || true
-    rm -f "$unit"
+    rm -f "$unit" "$looser"
+    rmdir "$unit.d" 2>/dev/null || true
     systemctl daemon-reload
     systemctl reset-failed claude-api 2>/dev/null || true
   fi
@@ -604,7 +718,7 @@ remove_service() {
     rm -rf "$app/current" "$app/current.new" "$app/previous" "$app/releases" "$app/cli" "$app/node"
   fi
   if [ "$action" = purge ]; then purge; return; fi
-  say "what stays: $app/.env, the dialogues in $state, the login in $home/.claude, the user $user, and packages that apt installed"
+  say "what stays: $app/.env, the dialogues in $state, the login in $home/.claude, the user $user, packages that apt installed, and AppArmor's profile for bubblewrap"
   say "install.sh --user $user goes on with them; install.sh --user $user --purge removes all but the packages"
 }
 

@@ -30,11 +30,9 @@ export const noScratchMachine: string | false =
  */
 export class ScratchMachine {
   readonly #pid: number;
-  readonly #folder: string;
 
-  private constructor(pid: number, folder: string) {
+  private constructor(pid: number) {
     this.#pid = pid;
-    this.#folder = folder;
   }
 
   static async boot(t: TestContext): Promise<ScratchMachine> {
@@ -54,12 +52,12 @@ export class ScratchMachine {
       const children = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
       return children === '' ? undefined : Number(children);
     });
-    const machine = new ScratchMachine(init, folder);
+    const machine = new ScratchMachine(init);
     await until('the scratch machine to be up', async () => {
       assert.equal(child.exitCode, null, stderr);
       return (await machine.run('test -e /run/stub/booted')).status === 0 ? true : undefined;
     });
-    await machine.must('mkdir /root/copy && cd /checkout && cp -R install.sh claude-api.service package*.json .npmrc tsconfig*.json src docs README.md CHANGELOG.md LICENSE .env.example /root/copy/');
+    await machine.must('mkdir /root/copy && cd /checkout && cp -R install.sh claude-api.service claude-api-newer-systemd.conf package*.json .npmrc tsconfig*.json src docs README.md CHANGELOG.md LICENSE .env.example /root/copy/');
     return machine;
   }
 
@@ -80,12 +78,15 @@ export class ScratchMachine {
     await writeFile(`/proc/${this.#pid}/root${path}`, content);
   }
 
-  /** All that is otherwise than on the machine below, a line each: files with their modes, owners, times and links. */
+  /**
+   * All that is otherwise than on the machine below, a line each: files with their modes, owners, times and links. Not what a
+   * server writes about its users, at times of its own.
+   */
   async state(): Promise<string> {
     const format = '%P %M %u:%g %T@ %l\\n';
-    const { status, stdout, stderr } = await this.#enter(['--mount', 'find', join(this.#folder, 'upper'), '-printf', format]);
+    const { status, stdout, stderr } = await this.#enter(['--mount', 'find', '/run/stub/upper', '-printf', format]);
     assert.equal(status, 0, stderr);
-    return stdout.split('\n').sort().join('\n');
+    return stdout.split('\n').filter((line) => !line.startsWith('var/lib/claude-api/')).sort().join('\n');
   }
 
   #enter(args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Outcome> {
