@@ -2,8 +2,11 @@ import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
+import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -14,6 +17,7 @@ import { answer, asJson, assertProblem, chat, chatPath, eventsOf, good, start, t
 import { needs } from '../needs.ts';
 import { apiKey, startServer, until, within, type LogLine, type Reply, type RunningServer } from '../running-server.ts';
 
+const root = fileURLToPath(new URL('../..', import.meta.url));
 const asStream = { Accept: 'text/event-stream' };
 const one = { CLAUDE_MAX_CONCURRENT_REQUESTS: '1' };
 
@@ -290,14 +294,31 @@ async function startCutter(t: TestContext, port: number, cutAfterMs: number): Pr
   return { port: typeof address === 'object' && address !== null ? address.port : 0, connections: () => connections };
 }
 
-test('curl --retry through a proxy that cuts every connection after 2 s, on a turn of 7 s: one turn, and its answer', { skip: needs(['curl'], 'a retry as the README has it') }, async (t) => {
+test('curl --retry as in README.md, through a proxy that cuts every connection after 2 s, on a turn of 7 s: one turn, and its answer', { skip: needs(['curl', 'openssl'], 'a retry by curl') }, async (t) => {
   const server = await startServer(t);
   const proxy = await startCutter(t, server.port, 2000);
-  const body = JSON.stringify({ prompt: 'play slow 7000', user_id: 1 });
-  const headers = [`Authorization: Bearer ${apiKey}`, asJson, 'Idempotency-Key: k'].flatMap((header) => ['-H', header]);
-  const args = ['-sS', '--retry', '5', '--retry-all-errors', ...headers, '-d', body, `http://127.0.0.1:${proxy.port}${chatPath}`];
-  const { stdout } = await within('curl', 60_000, promisify(execFile)('curl', args));
+  const readme = await readFile(join(root, 'README.md'), 'utf8');
+  const [line = ''] = /^curl --retry[^]*?(?=\n```)/m.exec(readme) ?? [];
+  const command = line.replace('127.0.0.1:8001', `127.0.0.1:${proxy.port}`).replace('<CLAUDE_API_KEY>', apiKey).replace(/"prompt": "[^"]*"/, '"prompt": "play slow 7000"');
+  const { stdout } = await within('curl', 60_000, promisify(execFile)('sh', ['-c', command]));
   assert.equal((JSON.parse(stdout) as { content: string }).content, 'after 7000');
   assert.ok(proxy.connections() >= 3, `${proxy.connections()} connections`);
   assert.deepEqual((await linesOf(server, 'turn', 1)).map((line) => [line['status'], line['cost']]), [[200, 0.25]]);
 });
+
+for (const [program, file] of [['python3', 'ask.py'], [process.execPath, 'ask.mjs']] as const) {
+  test(`examples/${file}, as it stands, through such a proxy: one turn, and its answer; and what is wrong is said`, { skip: program === 'python3' && needs(['python3'], 'the client in Python') }, async (t) => {
+    const server = await startServer(t);
+    const proxy = await startCutter(t, server.port, 1000);
+    const run = (prompt: string): Promise<{ stdout: string }> => {
+      const env = { PATH: process.env['PATH'], CLAUDE_API_URL: `http://127.0.0.1:${proxy.port}`, CLAUDE_API_KEY: apiKey };
+      return within(file, 60_000, promisify(execFile)(program, [join(root, 'examples', file), prompt], { env }));
+    };
+    assert.equal((await run('play slow 1500')).stdout, 'after 1500\n');
+    assert.equal(proxy.connections(), 2);
+    assert.deepEqual((await linesOf(server, 'turn', 1)).map((line) => [line['status'], line['cost']]), [[200, 0.25]]);
+    const refused = await run(' ').catch((error: { stderr: string }) => ({ stdout: error.stderr }));
+    assert.match(refused.stdout, /prompt must not be empty|422/);
+    assert.equal(proxy.connections(), 3, 'a wrong request is not sent again');
+  });
+}
