@@ -1,0 +1,89 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { readlinkSync } from 'node:fs';
+import { chown, lstat, mkdir, readdir, readlink, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { apiKey, processesOf, until } from '../running-server.ts';
+import { Front, Machine, noMoves } from './front.ts';
+
+type Json = Record<string, unknown>;
+
+async function startStage(t: TestContext, count: number): Promise<{ front: Front; machines: readonly Machine[] }> {
+  const machines = await Promise.all(Array.from({ length: count }, (_, i) => Machine.start(t, i + 1, {})));
+  return { front: await Front.start(t, machines), machines };
+}
+
+function post(url: string, body: Json, more: Readonly<Record<string, string>> = {}, signal?: AbortSignal): Promise<Response> {
+  const headers = { Authorization: `Bearer ${apiKey}`, 'Content-Type': 'application/json', ...more };
+  return fetch(`${url}/api/v1/chat`, { method: 'POST', body: JSON.stringify(body), headers, ...(signal && { signal }) });
+}
+
+async function turn(front: Front, body: Json): Promise<Json> {
+  const response = await post(front.url, body);
+  const answer = (await response.json()) as Json;
+  assert.equal(response.status, 200, JSON.stringify(answer));
+  return answer;
+}
+
+async function usersAt(front: Front, { name }: Machine): Promise<unknown[]> {
+  const health = await fetch(`${front.url}/health/${name}`, { headers: { Authorization: `Bearer ${apiKey}` } });
+  const { users } = (await health.json()) as Json;
+  return Array.isArray(users) ? users : assert.fail();
+}
+
+const named = (machines: readonly Machine[], name: string | undefined): Machine => machines.find((machine) => machine.name === name) ?? assert.fail(name);
+
+test('a bucket moves with dialogues and files once its turns have ended, and nobody else notices', { skip: noMoves }, async (t) => {
+  const { front, machines } = await startStage(t, 2);
+  const [mine, neighbour, other] = [5, 69, 7];
+  const source = named(machines, (await front.buckets())[5]);
+  const target = machines.find((machine) => machine !== source) ?? assert.fail();
+  const { session_id: ours } = await turn(front, { user_id: mine, prompt: 'one' });
+  const { session_id: theirs } = await turn(front, { user_id: neighbour, prompt: 'one' });
+  // What lies in a user's folder is theirs: links that lead out, a pipe, another owner, names that no shell would like.
+  const work = join(source.home, 'state/users/5/work');
+  await symlink('/etc', join(work, 'out'));
+  await symlink('../../69/home', join(work, 'neighbour'));
+  execFileSync('mkfifo', [join(work, 'pipe')]);
+  await mkdir(join(work, "it's; a $(name)\n"));
+  await writeFile(join(work, 'owned'), 'x');
+  if (process.getuid?.() === 0) await chown(join(work, 'owned'), 64_123, 64_123);
+  await mkdir(join(target.home, 'state/users/133/work'), { recursive: true });
+
+  const through = turn(front, { user_id: mine, session_id: ours, prompt: 'play slow 3000 #through' });
+  // A turn with a key goes on when its caller has gone: HAProxy knows nothing of it any more.
+  const caller = new AbortController();
+  const gone = post(front.url, { user_id: neighbour, session_id: theirs, prompt: 'play slow 5000 #gone' }, { 'Idempotency-Key': 'k1' }, caller.signal);
+  await until('the turns to run', async () => (await usersAt(front, source)).length === 2 || undefined);
+  caller.abort();
+  await assert.rejects(gone);
+  const startedAt = performance.now();
+  const mover = front.startBuckets('move', '5', target.name);
+  await mover.said('holding');
+  await until('the hold', async () => (await front.command(`@1 get map ${front.map} 5`)).includes(`"moving:${source.name}"`) || undefined);
+  assert.equal((await front.buckets())[5], `moving:${source.name}`, 'it is written down before it is done');
+  const held = await post(front.url, { user_id: neighbour, session_id: theirs, prompt: 'now?' });
+  assert.deepEqual([held.status, held.headers.get('retry-after'), ((await held.json()) as Json)['code']], [503, '5', 'busy']);
+  await turn(front, { user_id: other, prompt: 'hello' });
+  await through;
+  assert.deepEqual(await usersAt(front, source), [neighbour]);
+  assert.ok(!mover.lines.some((line) => line.includes('what has changed')), 'the last copy is not made before the last turn has ended');
+  await mover.done();
+  t.diagnostic(`moved in ${Math.round(performance.now() - startedAt)} ms, of which 5 s were a turn`);
+
+  assert.deepEqual(await source.users(), [other]);
+  assert.deepEqual((await readdir(join(source.home, 'state/moved'))).map((name) => name.split('.')[0]).sort(), ['5', '69']);
+  assert.deepEqual(await target.users(), [mine, neighbour]);
+  assert.deepEqual((await readdir(join(target.home, 'state/moved'))).map((name) => name.split('.')[0]), ['133'], 'one who was forgotten does not come back');
+  const left = (await processesOf(source.home, source.server.pid)).map((line) => readlinkSync(`/proc/${Number.parseInt(line, 10)}/cwd`));
+  assert.deepEqual([...new Set(left)], [join(source.home, 'state/users/7/work')], 'no process of theirs is left there');
+  const moved = join(target.home, 'state/users/5/work');
+  assert.deepEqual((await readdir(moved)).sort(), ["it's; a $(name)\n", 'neighbour', 'out', 'owned', 'pipe']);
+  assert.deepEqual(await Promise.all(['out', 'neighbour'].map((name) => readlink(join(moved, name)))), ['/etc', '../../69/home']);
+  if (process.getuid?.() === 0) assert.equal((await lstat(join(moved, 'owned'))).uid, 64_123);
+  for (const [user, session, prompts] of [[mine, ours, ['one', 'play slow 3000 #through']], [neighbour, theirs, ['one', 'play slow 5000 #gone']]] as const) {
+    const { content } = await turn(front, { user_id: user, session_id: session, prompt: 'play history' });
+    assert.equal(content, JSON.stringify([...prompts, 'play history']));
+  }
+});
