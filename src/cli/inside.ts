@@ -21,8 +21,9 @@ import { allowedModels, subagentModel } from './models.ts';
 import { sandboxUnavailable } from './outcome.ts';
 import { claudeNotFound, findProgram } from './program.ts';
 import { endMarked, markerName } from './strays.ts';
+import { hasTool, rightsInside } from './rights.ts';
 import { tryTurn } from './trial-turn.ts';
-import { cliArguments, defaultEnv, type CliConfig, type CliRights, type Way } from './way.ts';
+import { cliArguments, defaultEnv, type CliConfig, type Way } from './way.ts';
 
 /** The CLI in a sandbox, with the API behind the API proxy. */
 export interface Inside extends Way {
@@ -58,20 +59,6 @@ interface Tried {
 const trialTimeoutMs = 60_000;
 
 const socketName = 's';
-
-/** The whole of Claude Code but for what needs a person, a clock or a background. What a new CLI brings is added after a test. */
-const sandboxedTools = 'Task,Bash,Glob,Grep,Read,Edit,Write,NotebookEdit,TaskStop,ToolSearch,WebSearch';
-
-/** What the CLI may do in a sandbox: everything it has there, unasked, unless the operator narrows it. */
-export function rightsInside(config: Pick<CliConfig, 'network' | keyof CliRights>): CliRights {
-  const { network, tools, allowedTools, permissionMode, settingSources } = config;
-  return {
-    tools: tools ?? (network.length > 0 ? `${sandboxedTools},WebFetch` : sandboxedTools),
-    allowedTools,
-    permissionMode: permissionMode ?? 'bypassPermissions',
-    settingSources: settingSources ?? 'user',
-  };
-}
 
 // WebFetch would first ask the API's own host about each address, and that host is not to be reached (fact 70).
 const networkSettings = { skipWebFetchPreflight: true };
@@ -237,8 +224,4 @@ async function trialFolders(top: string): Promise<Folders> {
 function gatewayOf(childEnv: Readonly<Record<string, string>>): string | undefined {
   const given = childEnv['ANTHROPIC_BASE_URL']?.trim();
   return given && !/^https:\/\/api\.anthropic\.com\/?$/.test(given) ? given : undefined;
-}
-
-function hasTool(tools: string, name: string): boolean {
-  return tools.split(',').some((tool) => tool.trim() === name || tool.trim() === 'default');
 }

@@ -3,12 +3,10 @@ import { promisify } from 'node:util';
 import { loginFolder } from '../host/login.ts';
 import { Problem } from '../problem.ts';
 import { claudeNotFound, findProgram, versionOf, type Command } from './program.ts';
+import { rightsOutside } from './rights.ts';
 import { endMarked, markerName } from './strays.ts';
 import { projectName, type UserFolders } from './users.ts';
-import { cliArguments, defaultEnv, type CliConfig, type CliRights, type Way } from './way.ts';
-
-// What the CLI confines by itself to the user's folders.
-const fileTools = ['Read', 'Write', 'Edit', 'Glob', 'Grep'];
+import { cliArguments, defaultEnv, type CliConfig, type Way } from './way.ts';
 
 /** The CLI as an ordinary process of the service user. `marker` is what its probes carry. Starts nothing yet. */
 export async function createOutside(config: CliConfig, marker: string): Promise<Way> {
@@ -47,20 +45,6 @@ export async function createOutside(config: CliConfig, marker: string): Promise<
 
     close() {},
   };
-}
-
-/**
- * What the CLI may do without a sandbox: the five file tools and their rules; more only where the operator switched the
- * sandbox off, since with it each end user can do what the service user can.
- */
-export function rightsOutside(config: Pick<CliConfig, 'sandbox' | keyof CliRights>): CliRights {
-  const { sandbox, tools, allowedTools, permissionMode, settingSources = '' } = config;
-  if (sandbox === 'off') {
-    return { tools: tools ?? fileTools.join(','), allowedTools, permissionMode: permissionMode ?? 'acceptEdits', settingSources };
-  }
-  const asked = (tools ?? 'default').split(',').map((name) => name.trim());
-  const safe = fileTools.filter((name) => asked.includes(name) || asked.includes('default')).join(',');
-  return { tools: safe, allowedTools: '', permissionMode: 'acceptEdits', settingSources };
 }
 
 const outsideDefaults: Readonly<Record<string, string>> = {

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { rightsInside } from '../../../src/cli/inside.ts';
-import { rightsOutside } from '../../../src/cli/outside.ts';
+import { rightsInside, rightsOutside } from '../../../src/cli/rights.ts';
 
 const unset = { tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined };
 const fiveTools = 'Read,Write,Edit,Glob,Grep';
