@@ -88,32 +88,19 @@ export async function openUsers(stateDir: string): Promise<Users> {
     },
 
     async emptyTmp(userId) {
-      await useFolder(join(root, String(userId)), ['tmp'], (folder) => folder.empty());
+      await Folder.use(join(root, String(userId)), ['tmp'], (folder) => folder.empty());
     },
 
     async sweep(maxAgeMs) {
       let removed = 0;
       for (const name of await readdir(root)) {
-        await useFolder(join(root, name), transcripts, async (folder) => {
+        await Folder.use(join(root, name), transcripts, async (folder) => {
           removed += await sweepTranscripts(folder, Date.now() - maxAgeMs);
         });
       }
       return removed;
     },
   };
-}
-
-/** Opens a folder for a while; nothing happens where there is none, or none that can be opened. */
-async function useFolder(path: string, inside: readonly string[], use: (folder: Folder) => Promise<void>): Promise<void> {
-  let folder: Folder | undefined;
-  try {
-    folder = Folder.open(path, inside);
-    await use(folder);
-  } catch {
-    // What stays is the user's own loss.
-  } finally {
-    folder?.close();
-  }
 }
 
 /** Removes the transcripts last written before `oldestMs`, each with the folder of the same name that the CLI keeps beside it. */

@@ -35,6 +35,19 @@ export class Folder {
     return folder;
   }
 
+  /** Opens a folder for a while; nothing happens where there is none, or none that can be opened or used. Never rejects. */
+  static async use(path: string, inside: ReadonlyArray<string | Buffer>, use: (folder: Folder) => Promise<void>): Promise<void> {
+    let folder: Folder | undefined;
+    try {
+      folder = Folder.open(path, inside);
+      await use(folder);
+    } catch {
+      // What stays is the user's own loss.
+    } finally {
+      folder?.close();
+    }
+  }
+
   /** What lies here under this name, itself and not what it points to. Throws what open(2) says; a link is ELOOP. */
   stat(name: string | Buffer): Stats {
     const fd = openSync(this.#pathOf(name), O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
