@@ -121,7 +121,8 @@ async function main(): Promise<void> {
   };
   const config = loadConfig(base);
   const cliEnv = outsideEnv(config.childEnv, { home: join(home, 'direct'), tmp: tmpdir() });
-  const drive = (name: string): DirectCli => new DirectCli(binary, cliArguments(config, rightsOutside(config)), cliEnv, join(home, name));
+  const args = cliArguments(config, rightsOutside(config), { inbox: home, outbox: home });
+  const drive = (name: string): DirectCli => new DirectCli(binary, args, cliEnv, join(home, name));
   const warm = new ServerProcess(base, home);
   const cold = new ServerProcess({ ...base, CLAUDE_WARM_SECONDS: '0', CLAUDE_STATE_DIR: join(home, 'state-cold') }, home);
   await Promise.all([warm.startedMs, cold.startedMs]);

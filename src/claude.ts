@@ -74,7 +74,7 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
   const probeMarker = `${markerPrefix}${process.pid}.0.`;
   const socketFolder = join(config.runtimeDir, hash);
   const outside = await createOutside(config, probeMarker);
-  // How many processes each user has, and the emptying of their `tmp` when the last one is gone.
+  // How many processes each user has, and the emptying of their `tmp` and `turns` when the last one is gone.
   const processes = new Map<number, number>();
   const emptying = new Map<number, Promise<void>>();
   const measuring = createShare(mostMeasured);
@@ -136,14 +136,15 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
   async function launch({ userId, sessionId, isNew }: StartSession): Promise<Worker> {
     const chosen = await getWay();
     await emptying.get(userId);
-    const folders = await users.prepare(userId);
     started += 1;
     const number = started;
+    const folders = await users.prepare(userId, number);
     const own = await chosen.launch([isNew ? `--session-id=${sessionId}` : `--resume=${sessionId}`], folders, number);
     try {
       const logFields = { user: userId, session: sessionId };
       const sandbox = own.sandbox && { ...own.sandbox, limits: { ...own.sandbox.limits, ...tokens.of(userId), logFields } };
-      return new Worker({ ...own, sandbox, marker: `${markerPrefix}${process.pid}.${number}.`, sessionId, isInPlace: folders.isUnchanged });
+      const { boxes, isUnchanged: isInPlace } = folders;
+      return new Worker({ ...own, sandbox, marker: `${markerPrefix}${process.pid}.${number}.`, sessionId, boxes, isInPlace });
     } catch (error) {
       await own.sandbox?.api.close();
       throw error;
@@ -158,7 +159,7 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
     }
     processes.delete(userId);
     // One after another: a start that waits for one must not be overtaken by the next.
-    const emptied = (emptying.get(userId) ?? Promise.resolve()).then(() => users.emptyTmp(userId));
+    const emptied = (emptying.get(userId) ?? Promise.resolve()).then(() => users.tidy(userId));
     emptying.set(userId, emptied);
     void emptied.then(() => {
       if (emptying.get(userId) === emptied) emptying.delete(userId);

@@ -192,6 +192,12 @@ function textsOf(content: unknown): string[] {
   return blocks.flatMap((block) => (block['type'] === 'text' ? [String(block['text'])] : [])).filter((text) => !/^<system-reminder>/.test(text));
 }
 
+/** The pictures in the dialogue's messages, in order; those in tool results aside. */
+export function imagesOf({ body }: ApiRequest): Array<{ readonly type: string; readonly bytes: Buffer }> {
+  const sources = messagesOf(body).flatMap(({ content }) => asList(content).map(asJson)).flatMap(({ type, source }) => (type === 'image' ? [asJson(source)] : []));
+  return sources.map((source) => ({ type: String(source['media_type']), bytes: Buffer.from(String(source['data']), 'base64') }));
+}
+
 /** What the tools gave back in this request, in order: the text of each result and whether it says it failed. */
 export function toolResultsOf({ body }: ApiRequest): Array<{ readonly text: string; readonly isError: boolean }> {
   return messagesOf(body)

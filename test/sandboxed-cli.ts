@@ -41,7 +41,7 @@ export function startCli(users: SandboxedUsers, options: readonly string[], user
 export async function turn(cli: Inside, prompt: string): Promise<Json> {
   const results = (): Json[] => cli.stdout.split('\n').slice(0, -1).map((line) => JSON.parse(line) as Json).filter((line) => line['type'] === 'result');
   const before = results().length;
-  cli.child.stdin.write(userLine(prompt));
+  cli.child.stdin.write(userLine({ prompt }, inside.inbox));
   return until(`a result of ${prompt}`, () => results()[before], 30_000).catch((error: unknown) => assert.fail(`${String(error)}\n${cli.stderr}`));
 }
 

@@ -1,3 +1,4 @@
+import type { Given } from './boxes.ts';
 import { Deltas } from './deltas.ts';
 import { claudeRateLimited, problemOf, problemOfEnd, type ApiTrouble, type ExitStatus } from './outcome.ts';
 import type { Problem } from '../problem.ts';
@@ -15,7 +16,7 @@ export interface TurnEnd {
   /** Whether the CLI took the prompt up; when not, it can be sent again without being said twice. */
   readonly wasHeard: boolean;
   readonly costUsd: number;
-  readonly outcome: { readonly content: string } | { readonly problem: Problem };
+  readonly outcome: { readonly content: string; readonly given?: Given | undefined } | { readonly problem: Problem };
 }
 
 interface Turn {

@@ -17,6 +17,7 @@ import {
 } from '../sandbox/sandbox.ts';
 import { trialProgram, trySandbox, type Trial } from '../sandbox/trial.ts';
 import { createUpstream } from '../sandbox/upstream.ts';
+import { Boxes } from './boxes.ts';
 import { allowedModels, subagentModel } from './models.ts';
 import { sandboxUnavailable } from './outcome.ts';
 import { claudeNotFound, findProgram } from './program.ts';
@@ -107,7 +108,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
   /** The CLI with these options in a sandbox with these folders. */
   function commandLine(machine: Machine, folders: Folders, options: readonly string[]): { command: string; args: string[] } {
     const settings = network === undefined ? {} : networkSettings;
-    const program = [inside.claude, ...cliArguments(config, rights, settings), ...options];
+    const program = [inside.claude, ...cliArguments(config, rights, inside, settings), ...options];
     const args = sandboxArgv(machine, folders, network === undefined ? program : withForwarder(program));
     return { command: machine.bwrap, args };
   }
@@ -143,7 +144,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
 
   async function tryOn(machine: Machine, placeholders: Present['placeholders']): Promise<{ trial: Trial; models: readonly string[] }> {
     const api = join(socketFolder, 'trial');
-    const folders = await trialFolders(join(ownFiles, 'trial'));
+    const { boxes, ...folders } = await trialFolders(join(ownFiles, 'trial'));
     const { env } = environment(placeholders);
     const withMarker = { ...env, [markerName]: marker };
     const args = sandboxArgv(machine, folders, trialProgram);
@@ -152,7 +153,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     const sessionId = randomUUID();
     const startedAt = performance.now();
     const command = commandLine(machine, { ...folders, api }, [`--session-id=${sessionId}`]);
-    const launch = { ...command, env, cwd: '/', marker, sessionId, isInPlace: () => true };
+    const launch = { ...command, env, cwd: '/', marker, sessionId, boxes, inbox: inside.inbox, isInPlace: () => true };
     const turn = await tryTurn({ launch, openFilter: () => openFilter(machine), socketFolder: api, log, timeoutMs: trialTimeoutMs });
     await rm(join(ownFiles, 'trial'), { recursive: true, force: true });
     const durationMs = trial.durationMs + performance.now() - startedAt;
@@ -176,7 +177,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     try: tryNow,
     leftOut: () => environment({}).leftOut,
 
-    async launch(options, { home, work, tmp }, number) {
+    async launch(options, { home, work, tmp, boxes }, number) {
       const { machine, placeholders } = await ready();
       const socket = join(socketFolder, String(number));
       const api = await openSockets(socket).catch((error: unknown) => {
@@ -184,9 +185,10 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
       });
       const limits = { maxRequests: 10 * config.maxTurns };
       return {
-        ...commandLine(machine, { home, work, tmp, api: socket }, options),
+        ...commandLine(machine, { home, work, tmp, inbox: boxes.inbox, outbox: boxes.outbox, api: socket }, options),
         env: environment(placeholders).env,
         cwd: '/',
+        inbox: inside.inbox,
         sandbox: { openFilter: () => openFilter(machine), api, limits, processes: network === undefined ? 3 : 4 },
       };
     },
@@ -213,11 +215,12 @@ function unavailable(reason: string): Problem {
 // Without a login the CLI would not ask at all, and the trial would show nothing.
 const anyLogin = { ANTHROPIC_AUTH_TOKEN: 'placeholder' };
 
-async function trialFolders(top: string): Promise<Folders> {
+async function trialFolders(top: string): Promise<Folders & { readonly boxes: Boxes }> {
   await rm(top, { recursive: true, force: true });
+  const boxes = new Boxes(join(top, 'turns'));
   const folders = { home: join(top, 'home'), work: join(top, 'work'), tmp: join(top, 'tmp') };
-  for (const path of Object.values(folders)) await mkdir(path, { recursive: true, mode: 0o700 });
-  return folders;
+  for (const path of [...Object.values(folders), boxes.inbox, boxes.outbox]) await mkdir(path, { recursive: true, mode: 0o700 });
+  return { ...folders, inbox: boxes.inbox, outbox: boxes.outbox, boxes };
 }
 
 /** The operator's own address in the place of Anthropic's. */

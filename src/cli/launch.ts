@@ -5,6 +5,7 @@ import { errorCode } from '../problem.ts';
 import type { ProxySocket } from '../sandbox/api-socket.ts';
 import type { TurnLimits } from '../sandbox/api-turn.ts';
 import { statusFd } from '../sandbox/sandbox.ts';
+import type { Boxes } from './boxes.ts';
 import { problemOfEnd, sandboxUnavailable } from './outcome.ts';
 import { markerName } from './strays.ts';
 
@@ -21,6 +22,9 @@ export interface Launch {
   readonly sessionId: string;
   /** Whether the folders it works in are still there. */
   readonly isInPlace: () => boolean;
+  /** Its folders for files, and the path at which it finds the first of them. */
+  readonly boxes: Boxes;
+  readonly inbox: string;
   /** What a process in a sandbox has besides; undefined = there is none around it. */
   readonly sandbox?: LaunchedSandbox | undefined;
 }

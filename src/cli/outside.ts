@@ -25,8 +25,9 @@ export async function createOutside(config: CliConfig, marker: string): Promise<
     async launch(options, folders) {
       const { command, args } = await commandLine();
       if (tooOld !== undefined) throw tooOld;
-      const own = cliArguments(config, rightsOutside(config));
-      return { command, args: [...args, ...own, ...options], env: outsideEnv(config.childEnv, folders), cwd: folders.work };
+      const own = cliArguments(config, rightsOutside(config), folders.boxes);
+      const { work: cwd, boxes } = folders;
+      return { command, args: [...args, ...own, ...options], env: outsideEnv(config.childEnv, folders), cwd, inbox: boxes.inbox };
     },
 
     async probeVersion() {

@@ -1,3 +1,6 @@
+import type { TurnFile } from '../host/turn-files.ts';
+import { imageType } from './image.ts';
+
 /** What one line of the CLI's stream-json output tells us; lines that tell us nothing give no event. */
 export type CliEvent =
   | { readonly type: 'init'; readonly sessionId: string; readonly version: string }
@@ -27,13 +30,30 @@ export interface CliResult {
 
 type Json = Readonly<Record<string, unknown>>;
 
+/** What the CLI is to answer. */
+export interface Message {
+  readonly prompt: string;
+  readonly files?: readonly TurnFile[] | undefined;
+}
+
 /**
- * One user message as a line for the CLI's stdin. A prompt that begins with `/` gets a space in front: the CLI would
- * take it for a command of its own, such as `/config` (fact 3).
+ * One user message as a line for the CLI's stdin, with the names of the files, which lie in `inbox`, and with those that
+ * are pictures as such. A prompt that begins with `/` gets a space in front: the CLI would take it for a command of its
+ * own, such as `/config` (fact 3).
  */
-export function userLine(prompt: string): string {
-  const content = prompt.startsWith('/') ? ` ${prompt}` : prompt;
+export function userLine({ prompt, files = [] }: Message, inbox: string): string {
+  const names = files.map(({ name }) => JSON.stringify(name)).join(', ');
+  const parts = [prompt.startsWith('/') ? ` ${prompt}` : prompt, ...(names === '' ? [] : [`[Files in ${inbox}: ${names}]`])];
+  const text = parts.filter((part) => part.trim() !== '').join('\n\n');
+  const images = files.flatMap(imageBlocks);
+  const content = images.length === 0 ? text : [...images, { type: 'text', text }];
   return JSON.stringify({ type: 'user', message: { role: 'user', content } }) + '\n';
+}
+
+function imageBlocks({ bytes }: TurnFile): object[] {
+  const mediaType = imageType(bytes);
+  if (mediaType === undefined) return [];
+  return [{ type: 'image', source: { type: 'base64', media_type: mediaType, data: bytes.toString('base64') } }];
 }
 
 /** The request whose answer shows that the CLI is up; it prints nothing of itself before the first turn. */

@@ -9,7 +9,7 @@ import { Worker } from './worker.ts';
 export type TrialTurn = { readonly models: readonly string[] } | { readonly problem: string };
 
 /** What it asks; the answer is canned. */
-const prompt = 'Answer with the word ready.';
+const message = { prompt: 'Answer with the word ready.' };
 
 interface TrialOptions {
   /** Starts the CLI with `socketFolder` bound. */
@@ -32,7 +32,7 @@ export async function tryTurn({ launch, openFilter, socketFolder, log, timeoutMs
     const api = await proxy.open(socketFolder);
     const worker = new Worker({ ...launch, sandbox: { openFilter, api, limits: { maxRequests: 20 }, processes: Infinity } });
     try {
-      const { outcome } = await worker.turn(prompt, AbortSignal.timeout(timeoutMs), () => {});
+      const { outcome } = await worker.turn(message, AbortSignal.timeout(timeoutMs), () => {});
       if ('problem' in outcome) return { problem: `a turn of the CLI fails inside: ${outcome.problem.message}` };
     } finally {
       await worker.stop();

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { Folder } from '../host/folder.ts';
 import { storageUnavailable } from '../host/storage.ts';
 import { errorCode } from '../problem.ts';
+import { Boxes } from './boxes.ts';
 
 /** The name the CLI gives the folder of its transcripts, whatever path it works in (fact 39). */
 export const projectName = 'work';
@@ -15,6 +16,8 @@ export interface UserFolders {
   /** Where Claude works. */
   readonly work: string;
   readonly tmp: string;
+  /** Of one process: what goes into its turns and comes out of them. */
+  readonly boxes: Boxes;
   /** Whether all of them are still the ones they were, none removed, replaced or closed to the server. Asks the kernel each time. */
   isUnchanged(): boolean;
 }
@@ -23,15 +26,15 @@ export interface UserFolders {
 export interface Users {
   /** The folder that holds all of theirs; undefined where there is none. */
   find(userId: number): string | undefined;
-  /** The user's folders, made where they are missing. Throws Problem `storage_unavailable`. */
-  prepare(userId: number): Promise<UserFolders>;
+  /** The user's folders for the process of this number, made where they are missing. Throws Problem `storage_unavailable`. */
+  prepare(userId: number, process: number): Promise<UserFolders>;
   /**
    * Whether a transcript of this session lies in the user's folder. An id that is no lower-case UUID is not looked for.
    * Throws Problem `busy` or `storage_unavailable` when the machine cannot tell.
    */
   hasSession(userId: number, sessionId: string): boolean;
-  /** Removes what lies in the user's `tmp`. To be called while no process of theirs lives. Never rejects. */
-  emptyTmp(userId: number): Promise<void>;
+  /** Removes what lies in the user's `tmp` and `turns`. To be called while no process of theirs lives. Never rejects. */
+  tidy(userId: number): Promise<void>;
   /** Removes the transcripts of all users that nobody wrote to for `maxAgeMs`; gives how many. Rejects when `users` cannot be read. */
   sweep(maxAgeMs: number): Promise<number>;
 }
@@ -52,15 +55,18 @@ export async function openUsers(stateDir: string): Promise<Users> {
       return existsSync(path) ? path : undefined;
     },
 
-    async prepare(userId) {
+    async prepare(userId, process) {
       const folder = join(root, String(userId));
       const paths = { home: join(folder, 'home'), work: join(folder, 'work'), tmp: join(folder, 'tmp') };
+      const turns = join(folder, 'turns');
+      const own = join(turns, String(process));
+      const boxes = new Boxes(own);
       try {
         // Not the parents of all: where these are gone, others must not come up in the place of a disk that is not mounted.
-        for (const path of [folder, ...Object.values(paths), join(folder, 'turns')]) await makeFolder(path);
-        const all = [folder, ...Object.values(paths)];
+        for (const path of [folder, ...Object.values(paths), turns, own, boxes.inbox, boxes.outbox]) await makeFolder(path);
+        const all = [folder, ...Object.values(paths), boxes.inbox, boxes.outbox];
         const identity = identityOf(all);
-        return { ...paths, isUnchanged: () => isStill(identity, all) };
+        return { ...paths, boxes, isUnchanged: () => isStill(identity, all) };
       } catch (error) {
         throw storageUnavailable(error);
       }
@@ -87,8 +93,8 @@ export async function openUsers(stateDir: string): Promise<Users> {
       }
     },
 
-    async emptyTmp(userId) {
-      await Folder.use(join(root, String(userId)), ['tmp'], (folder) => folder.empty());
+    async tidy(userId) {
+      for (const name of ['tmp', 'turns']) await Folder.use(join(root, String(userId)), [name], (folder) => folder.empty());
     },
 
     async sweep(maxAgeMs) {

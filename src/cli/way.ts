@@ -17,7 +17,7 @@ export interface Way {
   close(): void;
 }
 
-type WayLaunch = Pick<Launch, 'command' | 'args' | 'env' | 'cwd' | 'sandbox'>;
+type WayLaunch = Pick<Launch, 'command' | 'args' | 'env' | 'cwd' | 'inbox' | 'sandbox'>;
 
 /** What of the settings decides how the CLI is run. */
 export type CliConfig = Pick<
@@ -50,6 +50,9 @@ export const defaultEnv: Readonly<Record<string, string>> = {
   CLAUDE_CODE_MAX_RETRIES: '2',
 };
 
+/** Where a process finds what the user sends, and puts what the user gets, as it sees them itself. */
+type BoxPaths = Readonly<Record<'inbox' | 'outbox', string>>;
+
 /**
  * The CLI's arguments but for the session, with `settings` besides those of both ways. Each is one token, so that no value
  * is taken for another option. Never the prompt.
@@ -57,6 +60,7 @@ export const defaultEnv: Readonly<Record<string, string>> = {
 export function cliArguments(
   { keepDays, maxTurns, models }: Pick<CliConfig, 'keepDays' | 'maxTurns' | 'models'>,
   rights: CliRights,
+  boxes: BoxPaths,
   settings: Readonly<Record<string, unknown>> = {},
 ): string[] {
   return [
@@ -72,7 +76,17 @@ export function cliArguments(
     '--disable-slash-commands',
     `--settings=${JSON.stringify({ cleanupPeriodDays: keepDays, ...settings })}`,
     `--max-turns=${maxTurns}`,
+    `--add-dir=${boxes.inbox}`,
+    `--add-dir=${boxes.outbox}`,
+    `--append-system-prompt=${systemPrompt(boxes)}`,
     ...models.slice(0, 1).map((model) => `--model=${model}`),
     ...(rights.allowedTools === '' ? [] : [`--allowedTools=${rights.allowedTools}`]),
   ];
+}
+
+/** What is added to the CLI's own system prompt. In the sandbox the same for every process: what is equal is cached. */
+function systemPrompt({ inbox, outbox }: BoxPaths): string {
+  const coming = `Files that the user sends are in ${inbox}, for one turn only: copy what you need later.`;
+  const going = `To give the user a file, put it into ${outbox} itself, not into a folder there: up to 20 files, 8 MiB together.`;
+  return `${coming} ${going} They are sent with your answer; nothing else on this machine can be seen by the user.`;
 }

@@ -9,7 +9,7 @@ import { LineSplitter } from './ndjson.ts';
 import { errorCode, type Problem } from '../problem.ts';
 import type { TurnReport } from '../sandbox/api-turn.ts';
 import { readStatus } from '../sandbox/sandbox.ts';
-import { initializeLine, interruptLine, parseLine, userLine } from './protocol.ts';
+import { initializeLine, interruptLine, parseLine, userLine, type Message } from './protocol.ts';
 import { lastWords } from './words.ts';
 
 // Four times the largest answer seen; a 32 MiB line must pass, an endless one must not fill the memory of a small VPS.
@@ -30,9 +30,7 @@ export class Worker {
   /** Resolves when the process is gone; never rejects. */
   readonly exited: Promise<void>;
   readonly #child: CliProcess;
-  readonly #marker: string;
-  readonly #isInPlace: () => boolean;
-  readonly #sandbox: Launch['sandbox'];
+  readonly #launch: Launch;
   readonly #lines = new LineSplitter(maxLineBytes);
   readonly #dialogue: Dialogue;
   #exit: ExitStatus | undefined;
@@ -44,9 +42,7 @@ export class Worker {
   #treeCheck: NodeJS.Timeout | undefined;
 
   constructor(launch: Launch) {
-    this.#marker = launch.marker;
-    this.#isInPlace = launch.isInPlace;
-    this.#sandbox = launch.sandbox;
+    this.#launch = launch;
     this.#dialogue = new Dialogue(launch.sessionId, launch.sandbox !== undefined, () => void this.stop());
     this.#child = spawnCli(launch);
     this.exited = new Promise((resolve) => this.#watch(resolve));
@@ -60,7 +56,7 @@ export class Worker {
 
   /** Whether another turn may be sent: alive, idle, its folders still there, and nothing went wrong so far. */
   get isReusable(): boolean {
-    return this.#dialogue.isReady && this.#stopping === undefined && this.#exit === undefined && this.#isInPlace();
+    return this.#dialogue.isReady && this.#stopping === undefined && this.#exit === undefined && this.#launch.isInPlace();
   }
 
   /** Bytes of memory that would come back if it ended now, with all it started; 0 when it is gone. Takes about 0.1 ms. */
@@ -74,11 +70,16 @@ export class Worker {
   }
 
   /**
-   * Sends a prompt and resolves when the result line arrives, not when the process ends; without one, when the process
-   * is gone. Never rejects. When `signal` aborts, the turn is interrupted and the process stopped, and the turn
-   * resolves within 5 s. Throws when a turn is running already.
+   * Sends a message and resolves when the result line arrives, not when the process ends, with the files Claude gave;
+   * without one, when the process is gone. Never rejects. When `signal` aborts, the turn is interrupted and the process
+   * stopped, and the turn resolves within 5 s.
    */
-  turn(prompt: string, signal: AbortSignal, onEvent: (event: TurnEvent) => void): Promise<TurnEnd> {
+  turn(message: Message, signal: AbortSignal, onEvent: (event: TurnEvent) => void): Promise<TurnEnd> {
+    return this.#launch.boxes.around(message.files ?? [], () => this.#say(userLine(message, this.#launch.inbox), signal, onEvent));
+  }
+
+  /** Throws when a turn is running already. */
+  #say(line: string, signal: AbortSignal, onEvent: (event: TurnEvent) => void): Promise<TurnEnd> {
     const end = this.#dialogue.begin(onEvent);
     if (this.#exit !== undefined) {
       this.#failTurn();
@@ -88,7 +89,7 @@ export class Worker {
     signal.addEventListener('abort', stop, { once: true });
     if (signal.aborted) stop();
     this.#beginApiTurn();
-    this.#child.stdin.write(userLine(prompt));
+    this.#child.stdin.write(line);
     return end.then((turnEnd) => {
       signal.removeEventListener('abort', stop);
       this.#endApiTurn();
@@ -97,9 +98,9 @@ export class Worker {
   }
 
   #beginApiTurn(): void {
-    if (this.#sandbox === undefined) return;
+    if (this.#launch.sandbox === undefined) return;
     clearTimeout(this.#treeCheck);
-    const { api, limits } = this.#sandbox;
+    const { api, limits } = this.#launch.sandbox;
     this.#report = undefined;
     this.#isAsking = true;
     api.beginTurn({ ...limits, onTooManyRefusals: () => this.#dialogue.giveUp(tooManyRefusals()) });
@@ -109,18 +110,18 @@ export class Worker {
   #endApiTurn(): void {
     if (!this.#isAsking) return;
     this.#isAsking = false;
-    this.#report = this.#sandbox?.api.endTurn();
+    this.#report = this.#launch.sandbox?.api.endTurn();
     this.#treeCheck = setTimeout(() => this.#stopIfBusy(), toolsEndMs).unref();
   }
 
   /** A result that a tool forged, or a program left in the background, must not go on working in a warm process. */
   #stopIfBusy(): void {
-    if (this.isReusable && treeOf(this.#child.pid ?? 0).length > (this.#sandbox?.processes ?? Infinity)) void this.stop();
+    if (this.isReusable && treeOf(this.#child.pid ?? 0).length > (this.#launch.sandbox?.processes ?? Infinity)) void this.stop();
   }
 
   /** Whether the CLI read the login at its start, so that another one is used only by another process. */
   get hasOwnLogin(): boolean {
-    return this.#sandbox === undefined;
+    return this.#launch.sandbox === undefined;
   }
 
   /**
@@ -142,15 +143,16 @@ export class Worker {
     this.#child.stdin.end();
     // SIGTERM is not on the ladder: it may leave running tools behind (fact 17).
     const force = [() => this.#killGroup(), () => this.#child.stdout.destroy()];
-    const harder = this.#sandbox === undefined ? [() => this.#child.kill('SIGINT'), ...force] : force;
+    const harder = this.#launch.sandbox === undefined ? [() => this.#child.kill('SIGINT'), ...force] : force;
     for (const step of harder) {
       if (await this.#exitsWithin(stepMs)) break;
       step();
     }
     this.#killGroup();
-    await endMarked(this.#marker);
+    await endMarked(this.#launch.marker);
     this.#endApiTurn();
-    await this.#sandbox?.api.close();
+    await this.#launch.sandbox?.api.close();
+    await this.#launch.boxes.remove();
   }
 
   /** Also after the CLI's own end: what it started without our marker may still be in its group. */
@@ -228,11 +230,11 @@ export class Worker {
 
   /** Why there was no sandbox for the CLI, if that is how it ended: bubblewrap ended by itself, and nothing had run in it. */
   #sandboxProblem(): Problem | undefined {
-    if (this.#sandbox === undefined || this.#exit === undefined) return undefined;
+    if (this.#launch.sandbox === undefined || this.#exit === undefined) return undefined;
     const { signal, spawnError } = this.#exit;
     const isUnfound = spawnError === 'ENOENT' || spawnError === 'EACCES';
     const isUnmade = spawnError === undefined && signal === null && !readStatus(this.#status).hasRun;
     if (!isUnfound && !isUnmade) return undefined;
-    return this.#isInPlace() ? sandboxUnavailable() : storageUnavailable(new Error('folders of a user were removed or replaced'));
+    return this.#launch.isInPlace() ? sandboxUnavailable() : storageUnavailable(new Error('folders of a user were removed or replaced'));
   }
 }

@@ -1,8 +1,9 @@
 import { closeSync, constants, fstatSync, openSync, type Stats } from 'node:fs';
-import { opendir, rmdir, unlink } from 'node:fs/promises';
+import { open, opendir, rmdir, unlink, writeFile } from 'node:fs/promises';
 
 const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = constants;
 const folderFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW;
+const fileFlags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
 
 // Each level holds a descriptor while it is walked; what lies deeper stays.
 const maxDepth = 64;
@@ -50,12 +51,42 @@ export class Folder {
 
   /** What lies here under this name, itself and not what it points to. Throws what open(2) says; a link is ELOOP. */
   stat(name: string | Buffer): Stats {
-    const fd = openSync(this.#pathOf(name), O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+    const fd = openSync(this.#pathOf(name), fileFlags);
     try {
       return fstatSync(fd);
     } finally {
       closeSync(fd);
     }
+  }
+
+  /**
+   * The bytes of a plain file that has this name alone, `maxBytes` at most, and stays as it is meanwhile; undefined where
+   * something else lies here. Waits for nobody: neither at a FIFO nor for a lease (fcntl(2)). Never rejects.
+   */
+  async read(name: string | Buffer, maxBytes: number): Promise<Buffer | undefined> {
+    try {
+      const file = await open(this.#pathOf(name), fileFlags);
+      try {
+        const entry = await file.stat();
+        if (!entry.isFile() || entry.nlink !== 1 || entry.size > maxBytes) return undefined;
+        // One byte more shows whether it grows.
+        const bytes = Buffer.alloc(entry.size + 1);
+        let length = 0;
+        for (let count = -1; count !== 0 && length < bytes.length; length += count) {
+          count = (await file.read(bytes, length, bytes.length - length, null)).bytesRead;
+        }
+        return length === entry.size ? bytes.subarray(0, length) : undefined;
+      } finally {
+        await file.close();
+      }
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** Writes a new file. Rejects with what open(2) and write(2) say, EEXIST where anything lies here. */
+  async write(name: string, bytes: Buffer): Promise<void> {
+    await writeFile(this.#pathOf(name), bytes, { flag: 'wx', mode: 0o600 });
   }
 
   /** The names in it, as bytes: not every name is UTF-8. */

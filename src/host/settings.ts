@@ -77,8 +77,8 @@ export const settings = {
   ),
   corsOrigins: setting('CORS_ORIGINS', '', corsOriginsRule, 'comma-separated origins, or `*`'),
   rateLimitPerMinute: setting('RATE_LIMIT_PER_MINUTE', '0', integer(0, 100_000), 'turns per minute and `user_id`; 0 sets no limit'),
-  // The API itself takes 32 MiB.
-  maxBodyBytes: setting('MAX_BODY_BYTES', '10485760', integer(1_024, 33_554_432), 'the largest body of a request'),
+  // 8 MiB of files are 11 MB of base64. The API itself takes 32 MiB.
+  maxBodyBytes: setting('MAX_BODY_BYTES', '16777216', integer(1_024, 33_554_432), 'the largest body of a request'),
   drainTimeoutMs: setting(
     'SHUTDOWN_SECONDS', '30', seconds(0, 3_600), 'how long running turns may finish when the server is told to stop',
   ),

@@ -1,11 +1,10 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { ChatRequest } from '../turns/chat.ts';
 import { Problem } from '../problem.ts';
+import { readFiles, type FieldError } from './files.ts';
 import { fingerprintOf, isKey } from './idempotency.ts';
 
 type Json = Readonly<Record<string, unknown>>;
-/** `detail` is a sentence. */
-type FieldError = { field: string; detail: string };
 
 // A caller that is refused in mid-body gets this much more read and thrown away, so that it sees the answer and may go
 // on with the connection; beyond it the connection is cut.
@@ -43,26 +42,28 @@ export function discardBody(req: IncomingMessage): void {
  * that are wrong: the user that a proxy chose this machine for, and the key of a retry.
  */
 function parseChatRequest(body: Json, headers: IncomingMessage['headersDistinct']): ChatRequest {
-  const { prompt, user_id: userId, session_id: sessionId, ...unknown } = body;
+  const { prompt, user_id: userId, session_id: sessionId, files: given, ...unknown } = body;
+  const { files, errors: fileErrors } = readFiles(given);
   const errors = [
-    ...promptErrors(prompt),
+    ...promptErrors(prompt, given !== undefined),
     ...userIdErrors(userId),
     ...routeErrors(userId, headers['x-user-id'] ?? []),
     ...sessionIdErrors(sessionId),
+    ...fileErrors,
     ...Object.keys(unknown).slice(0, 20).map(unknownField),
     ...keyErrors(headers['idempotency-key']),
   ];
   if (errors.length > 0 || typeof prompt !== 'string' || typeof userId !== 'number') {
     throw new Problem('invalid_request', errors.map(({ detail }) => detail).join(' '), { errors });
   }
-  return { prompt, userId, ...(typeof sessionId === 'string' && { sessionId }) };
+  return { prompt, userId, ...(files.length > 0 && { files }), ...(typeof sessionId === 'string' && { sessionId }) };
 }
 
-function promptErrors(prompt: unknown): FieldError[] {
+function promptErrors(prompt: unknown, hasFiles: boolean): FieldError[] {
   const wrong = (fault: string): FieldError[] => [{ field: 'prompt', detail: `prompt ${fault}.` }];
   if (prompt === undefined) return wrong('is required');
   if (typeof prompt !== 'string') return wrong('must be a string');
-  if (prompt.trim() === '') return wrong('must not be empty');
+  if (prompt.trim() === '' && !hasFiles) return wrong('must not be empty');
   if (prompt.includes('\0')) return wrong('must not contain NUL');
   // No UTF-8 can carry half a surrogate pair: it would reach Claude as another text.
   return /\p{Surrogate}/u.test(prompt) ? wrong('must be well-formed Unicode, without lone surrogates') : [];
@@ -91,7 +92,7 @@ function keyErrors(keys: readonly string[] | undefined): FieldError[] {
   return [{ field: 'Idempotency-Key', detail: 'Idempotency-Key must be one header of 1 to 128 visible ASCII characters, without blanks.' }];
 }
 
-const knownFields = ['prompt', 'user_id', 'session_id'];
+const knownFields = ['prompt', 'user_id', 'session_id', 'files'];
 
 function unknownField(name: string): FieldError {
   const field = name.slice(0, 100);

@@ -140,8 +140,16 @@ function requireKey(req: IncomingMessage, auth: RouteOptions['auth']): void {
   if (verdict === 'invalid_api_key') throw new Problem(verdict, `Wrong API key. Send exactly one ${header}`);
 }
 
-function answerBody({ content, sessionId, costUsd, durationMs }: ChatAnswer): object {
-  return { content, session_id: sessionId, cost: costUsd, duration_ms: durationMs };
+function answerBody({ content, given, sessionId, costUsd, durationMs }: ChatAnswer): object {
+  const { files, omitted } = given ?? { files: [], omitted: [] };
+  return {
+    content,
+    session_id: sessionId,
+    cost: costUsd,
+    duration_ms: durationMs,
+    ...(files.length > 0 && { files }),
+    ...(omitted.length > 0 && { omitted_files: omitted }),
+  };
 }
 
 function sendOptions(res: ServerResponse, methods: readonly string[]): void {

@@ -1,4 +1,6 @@
+import type { Given } from '../cli/boxes.ts';
 import type { TurnEnd, TurnEvent } from '../cli/dialogue.ts';
+import type { Message } from '../cli/protocol.ts';
 import type { Worker } from '../cli/worker.ts';
 import { Problem, toProblem, type ProblemCode } from '../problem.ts';
 import type { DiskLimit } from './disk.ts';
@@ -8,8 +10,7 @@ import { Listeners } from './listeners.ts';
 import type { Lease, Pool } from './pool.ts';
 
 /** One prompt of one end user, already validated. */
-export interface ChatRequest {
-  readonly prompt: string;
+export interface ChatRequest extends Message {
   readonly userId: number;
   /** Absent for a new dialogue. */
   readonly sessionId?: string | undefined;
@@ -20,6 +21,8 @@ export interface ChatRequest {
 /** What the caller gets for a turn that went well. */
 export interface ChatAnswer {
   readonly content: string;
+  /** What Claude gave besides. */
+  readonly given?: Given | undefined;
   readonly sessionId: string;
   /** US dollars of this turn alone. */
   readonly costUsd: number;
@@ -91,7 +94,7 @@ export function createChat(options: ChatOptions): Chat {
     const startedAt = performance.now();
     requireStorage();
     const giveBack = takeTurn(request.userId);
-    const { lease, prompt } = await admit(request, listeners.signal).catch((error: unknown) => {
+    const { lease, message } = await admit(request, listeners.signal).catch((error: unknown) => {
       giveBack();
       throw error;
     });
@@ -108,11 +111,11 @@ export function createChat(options: ChatOptions): Chat {
     };
     try {
       tell({ type: 'admitted', origin: lease.origin });
-      let end = await runTurn(lease, prompt, limit.signal, tell);
+      let end = await runTurn(lease, message, limit.signal, tell);
       // A process that died while it was idle never heard the prompt; the caller need not know.
       if (lease.origin !== 'cold' && !end.wasHeard && problemCodeOf(end) === 'claude_failed') {
         await lease.renew();
-        end = await runTurn(lease, prompt, limit.signal, tell);
+        end = await runTurn(lease, message, limit.signal, tell);
       }
       return answerOf(request, lease.sessionId, end, Math.round(performance.now() - startedAt));
     } finally {
@@ -122,11 +125,12 @@ export function createChat(options: ChatOptions): Chat {
     }
   }
 
-  /** What a turn needs to begin: a process, and the prompt with what the server has to say. */
-  async function admit({ userId, sessionId, prompt }: ChatRequest, signal: AbortSignal): Promise<{ lease: Lease<Worker>; prompt: string }> {
+  /** What a turn needs to begin: a process, and the message with what the server has to say. */
+  async function admit(request: ChatRequest, signal: AbortSignal): Promise<{ lease: Lease<Worker>; message: Message }> {
+    const { userId, sessionId, prompt, files } = request;
     const note = await disk.admit(userId);
     const lease = await pool.acquire(userId, sessionId, signal);
-    return { lease, prompt: note === undefined ? prompt : `${prompt}\n\n${note}` };
+    return { lease, message: { prompt: note === undefined ? prompt : `${prompt}\n\n${note}`, files } };
   }
 
   function requireStorage(): void {
@@ -139,8 +143,8 @@ export function createChat(options: ChatOptions): Chat {
     }
   }
 
-  async function runTurn(lease: Lease<Worker>, prompt: string, signal: AbortSignal, tell: (event: TurnEvent) => void): Promise<TurnEnd> {
-    const end = await lease.worker.turn(prompt, signal, tell);
+  async function runTurn(lease: Lease<Worker>, message: Message, signal: AbortSignal, tell: (event: TurnEvent) => void): Promise<TurnEnd> {
+    const end = await lease.worker.turn(message, signal, tell);
     if (problemCodeOf(end) === 'claude_not_authenticated' && lease.worker.hasOwnLogin) pool.retireAll();
     if ('content' in end.outcome || !signal.aborted) return end;
     return { ...end, outcome: { problem: toProblem(signal.reason) } };
@@ -148,7 +152,7 @@ export function createChat(options: ChatOptions): Chat {
 
   function answerOf({ userId, sessionId: asked }: ChatRequest, sessionId: string, end: TurnEnd, durationMs: number): ChatAnswer {
     const { costUsd, outcome, wasHeard } = end;
-    if ('content' in outcome) return { content: outcome.content, sessionId, costUsd, durationMs };
+    if ('content' in outcome) return { ...outcome, sessionId, costUsd, durationMs };
     // An id that is not to be told apart from an unknown one must not come back with extras.
     if (outcome.problem.code === 'session_not_found' || (asked === undefined && !wasHeard)) throw outcome.problem;
     throw outcome.problem.with({ sessionId: hasSession(userId, sessionId) ? sessionId : undefined, costUsd, durationMs });

@@ -7,7 +7,8 @@ import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { LineSplitter } from '../../src/cli/ndjson.ts';
 import { initializeLine, interruptLine, userLine } from '../../src/cli/protocol.ts';
-import { anthropicKey, hang, promptsOf, startMessagesApi, type Json } from '../messages-api.ts';
+import { anthropicKey, hang, imagesOf, promptsOf, startMessagesApi, type Json } from '../messages-api.ts';
+import { png } from '../pictures.ts';
 import { makeHome, testWithRealClis, until } from '../running-server.ts';
 
 // What docs/cli-facts.md says of the CLI and no test of the whole server shows: the CLI alone, driven over its stdin.
@@ -33,7 +34,7 @@ class Cli {
 
   /** Sends a prompt and waits for the `nth` result. */
   async turn(prompt: string, nth = 1): Promise<Json> {
-    this.send(userLine(prompt));
+    this.send(userLine({ prompt }, '/inbox'));
     return until('the result', () => this.lines.filter(({ type }) => type === 'result')[nth - 1], 20_000);
   }
 
@@ -72,6 +73,19 @@ async function setUp(t: TestContext, binary: string) {
 
 testWithRealClis('the CLI by itself', async (t, binary) => {
   await Promise.all([
+    t.test('passes half a picture on, and makes a large one smaller', async (t) => {
+      const { api, start } = await setUp(t, binary);
+      const half = png(300, 300).subarray(0, 80);
+      const large = png(2400, 30);
+      const cli = start();
+      const image = (data: Buffer) => ({ type: 'image', source: { type: 'base64', media_type: 'image/png', data: data.toString('base64') } });
+      cli.send(JSON.stringify({ type: 'user', message: { role: 'user', content: [image(half), image(large), { type: 'text', text: 'look' }] } }) + '\n');
+      await until('the result', () => cli.lines.find(({ type }) => type === 'result'), 20_000);
+      const [first = Buffer.alloc(0), second = Buffer.alloc(24)] = imagesOf(api.turns.at(-1) ?? assert.fail('asked')).map(({ bytes }) => bytes);
+      assert.deepEqual(first, half);
+      assert.deepEqual([second.readUInt32BE(16), second.readUInt32BE(20)], [2000, 25]);
+    }),
+
     t.test('prints nothing before its first message but the answer to initialize', async (t) => {
       const { api, start } = await setUp(t, binary);
       const cli = start();
@@ -107,7 +121,7 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       const resumed = await start(homeless, `--resume=${String(id)}`).turn('hello');
       assert.match(JSON.stringify(resumed['errors']), /No conversation found/);
       const mute = start({ ANTHROPIC_API_KEY: anthropicKey, CLAUDE_CODE_TMPDIR: '/dev/null/tmp' });
-      mute.send(userLine('hello'));
+      mute.send(userLine({ prompt: 'hello' }, '/inbox'));
       await mute.end();
       assert.deepEqual(mute.lines, []);
     }),
@@ -122,7 +136,7 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       await first.end();
       assert.ok((await readdir(join(home, '.claude/projects'), { recursive: true })).some((path) => path.endsWith(`/${id}.jsonl`)));
       const again = start(undefined, `--session-id=${id}`);
-      again.send(userLine('three'));
+      again.send(userLine({ prompt: 'three' }, '/inbox'));
       await again.end();
       assert.deepEqual(again.lines.filter(({ type }) => type === 'result'), []);
     }),
@@ -174,7 +188,7 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       assert.deepEqual([costOf(two), costOf(three)], [costOf(one), costOf(one)]);
       assert.ok(Number(three['total_cost_usd']) > 2.5 * costOf(one), 'the total goes on');
       api.script = () => hang('So far');
-      resumed.send(userLine('four'));
+      resumed.send(userLine({ prompt: 'four' }, '/inbox'));
       await api.asked('four');
       resumed.send(interruptLine);
       assert.ok(costOf(await until('the result', () => resumed.lines.filter(({ type }) => type === 'result')[1])) > 0);

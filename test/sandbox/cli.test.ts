@@ -13,7 +13,7 @@ testSandboxed('the fake CLI runs inside and takes its orders from the prompt', a
   const cli = startCli(users, []);
   assert.equal((await turn(cli, 'hello'))['result'], 'you said: hello');
   assert.equal((await turn(cli, 'play pid'))['result'], '2');
-  cli.child.stdin.write(userLine('play crash'));
+  cli.child.stdin.write(userLine({ prompt: 'play crash' }, '/inbox'));
   assert.equal((await cli.ended()).code, 1);
 });
 

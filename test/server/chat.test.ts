@@ -226,10 +226,14 @@ test('the CLI gets the prompt on stdin, single-token options, a built environmen
   assertAnswer(reply, 'you said: --version');
   const [start] = await startsOf(server);
   assert.ok(start);
+  const turns = join(server.home, 'state/users/77/turns/1');
+  const systemPrompt = start.argv.find((argument) => argument.startsWith('--append-system-prompt=')) ?? '';
+  for (const folder of ['in', 'out']) assert.match(systemPrompt, new RegExp(`${turns}/${folder}\\b`));
   assert.deepEqual(start.argv, [
     '-p', '--input-format=stream-json', '--output-format=stream-json', '--verbose', '--include-partial-messages',
     '--tools=Read,Write,Edit,Glob,Grep', '--permission-mode=acceptEdits', '--setting-sources=', '--strict-mcp-config',
-    '--disable-slash-commands', '--settings={"cleanupPeriodDays":30}', '--max-turns=50', '--model=sonnet', '--allowedTools=WebFetch',
+    '--disable-slash-commands', '--settings={"cleanupPeriodDays":30}', '--max-turns=50', `--add-dir=${turns}/in`, `--add-dir=${turns}/out`, systemPrompt,
+    '--model=sonnet', '--allowedTools=WebFetch',
     `--session-id=${idOf(reply)}`,
   ]);
   const folder = join(await realpath(server.home), 'state/users/77');

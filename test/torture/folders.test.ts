@@ -26,7 +26,7 @@ test(`while a user swaps files and folders for links, the server reads, removes 
     writeFileSync(join(outside, name), 'theirs');
     utimesSync(join(outside, name), 0, 0);
   }
-  await users.prepare(2);
+  await users.prepare(2, 1);
   const racing = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), racer, folder, outside, String(Math.floor(random() * 1e6))], { stdio: ['pipe', 'ignore', 'inherit'] });
   t.after(async () => {
     const exited = once(racing, 'exit');
@@ -48,9 +48,9 @@ test(`while a user swaps files and folders for links, the server reads, removes 
       if (users.hasSession(2, ids[i % ids.length] ?? '')) seen.sessions += 1;
     }
     seen.swept += await users.sweep(60_000);
-    await users.emptyTmp(2);
+    await users.tidy(2);
     seen.emptied += 1;
-    await users.prepare(2);
+    await users.prepare(2, 1);
   }
   assert.equal(racing.exitCode, null, 'it raced to the end');
   t.diagnostic(JSON.stringify(seen));

@@ -15,7 +15,7 @@ test('without any setting the defaults hold and the server stays on loopback', (
     sandbox: 'auto', network: [], tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined, keepDays: 30, userDiskBytes: 2_147_483_648, userTokensPerDay: undefined,
     runtimeDir: '/home/claude/.local/state/claude-api/run',
     stateDir: '/home/claude/.local/state/claude-api', corsOrigins: [], rateLimitPerMinute: 0,
-    maxBodyBytes: 10_485_760, drainTimeoutMs: 30_000, childEnv: { HOME: '/home/claude' }, warnings: [],
+    maxBodyBytes: 16_777_216, drainTimeoutMs: 30_000, childEnv: { HOME: '/home/claude' }, warnings: [],
   } satisfies Config);
 });
 

@@ -7,12 +7,12 @@ type Json = Record<string, unknown>;
 // ---- lines to the CLI
 
 test('a prompt is sent as one user message on one line', () => {
-  assert.equal(userLine('Hello'), '{"type":"user","message":{"role":"user","content":"Hello"}}\n');
+  assert.equal(userLine({ prompt: 'Hello' }, '/inbox'), '{"type":"user","message":{"role":"user","content":"Hello"}}\n');
 });
 
 test('a prompt reaches the CLI letter by letter, whatever it holds', () => {
   for (const prompt of ['-x', '--version', '@/etc/passwd', '!ls', '# memo', '  spaced  ', 'a\nb\r\nc\u2028d', 'żółć 🦊', '"}\\n{"', '\u0001\u007f']) {
-    const line = userLine(prompt);
+    const line = userLine({ prompt }, '/inbox');
     assert.equal(line.indexOf('\n'), line.length - 1, JSON.stringify(prompt));
     assert.deepEqual(JSON.parse(line), { type: 'user', message: { role: 'user', content: prompt } });
   }
@@ -20,9 +20,9 @@ test('a prompt reaches the CLI letter by letter, whatever it holds', () => {
 
 test('a prompt that begins with / gets a space in front, so that it is no command of the CLI', () => {
   for (const prompt of ['/config theme=dark', '/', '//']) {
-    assert.equal((JSON.parse(userLine(prompt)) as { message: Json }).message['content'], ` ${prompt}`);
+    assert.equal((JSON.parse(userLine({ prompt }, '/inbox')) as { message: Json }).message['content'], ` ${prompt}`);
   }
-  assert.equal((JSON.parse(userLine('a /config')) as { message: Json }).message['content'], 'a /config');
+  assert.equal((JSON.parse(userLine({ prompt: 'a /config' }, '/inbox')) as { message: Json }).message['content'], 'a /config');
 });
 
 test('the interrupt is one control request on one line', () => {

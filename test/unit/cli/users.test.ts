@@ -45,20 +45,20 @@ test('a user has a folder of four, for the service user alone, whatever the umas
   const { users, root } = await makeUsers(t);
   const before = process.umask(0o000);
   t.after(() => process.umask(before));
-  const folders = await users.prepare(7);
+  const folders = await users.prepare(7, 1);
   assert.deepEqual(readdirSync(join(root, '7')).sort(), ['home', 'tmp', 'turns', 'work']);
   assert.deepEqual([folders.home, folders.work, folders.tmp], ['home', 'work', 'tmp'].map((name) => join(root, '7', name)));
   for (const path of [root, join(root, '7'), ...['home', 'tmp', 'turns', 'work'].map((name) => join(root, '7', name))]) {
     assert.equal(lstatSync(path).mode & 0o777, 0o700, path);
   }
-  await users.prepare(7);
+  await users.prepare(7, 1);
 });
 
 test('folders that are there already are taken as they are', async (t) => {
   const { users, root } = await makeUsers(t);
   mkdirSync(join(root, '7/work'), { recursive: true });
   writeFileSync(join(root, '7/work/kept'), '');
-  await users.prepare(7);
+  await users.prepare(7, 1);
   assert.ok(existsSync(join(root, '7/work/kept')));
 });
 
@@ -72,7 +72,7 @@ for (const [what, put] of [
       rmSync(join(root, '7'), { recursive: true, force: true });
       mkdirSync(join(root, '7'));
       put(join(root, '7', name));
-      await assert.rejects(users.prepare(7), { code: 'storage_unavailable' }, name);
+      await assert.rejects(users.prepare(7, 1), { code: 'storage_unavailable' }, name);
     }
   });
 }
@@ -80,7 +80,7 @@ for (const [what, put] of [
 test('without the folder of all users none is made in its place', async (t) => {
   const { users, root } = await makeUsers(t);
   rmSync(root, { recursive: true });
-  await assert.rejects(users.prepare(7), { code: 'storage_unavailable' });
+  await assert.rejects(users.prepare(7, 1), { code: 'storage_unavailable' });
   assert.equal(existsSync(root), false);
 });
 
@@ -88,7 +88,7 @@ test('a folder that was removed, replaced or swapped for a link is noticed', asy
   const { users, root } = await makeUsers(t);
   for (const name of ['home', 'work', 'tmp']) {
     const path = join(root, '7', name);
-    const folders = await users.prepare(7);
+    const folders = await users.prepare(7, 1);
     assert.equal(folders.isUnchanged(), true);
     writeFileSync(join(path, 'file'), 'what lies inside does not count');
     assert.equal(folders.isUnchanged(), true);
@@ -107,7 +107,7 @@ test('a folder that was removed, replaced or swapped for a link is noticed', asy
 
 test('a user’s folder that cannot be looked into any more counts as another, and does not throw', async (t) => {
   const { users, root } = await makeUsers(t);
-  const folders = await users.prepare(7);
+  const folders = await users.prepare(7, 1);
   renameSync(join(root, '7'), join(root, '7.away'));
   symlinkSync('7', join(root, '7'));
   assert.equal(folders.isUnchanged(), false);
@@ -117,19 +117,19 @@ test('a folder that its user closed to everybody is no folder to work in', async
   if (ranAsOrdinaryUser('a folder that its user closed to everybody is no folder to work in')) return;
   const { users, root } = await makeUsers(t);
   for (const name of ['home', 'work', 'tmp']) {
-    const folders = await users.prepare(7);
+    const folders = await users.prepare(7, 1);
     chmodSync(join(root, '7', name), 0o000);
     assert.equal(folders.isUnchanged(), false, name);
-    await assert.rejects(users.prepare(7), { code: 'storage_unavailable' }, name);
+    await assert.rejects(users.prepare(7, 1), { code: 'storage_unavailable' }, name);
     chmodSync(join(root, '7', name), 0o700);
   }
 });
 
 test('a link in the place of all that is of a user is no folder to work in', async (t) => {
   const { users, root } = await makeUsers(t);
-  await users.prepare(8);
+  await users.prepare(8, 1);
   symlinkSync('8', join(root, '7'));
-  await assert.rejects(users.prepare(7), { code: 'storage_unavailable' });
+  await assert.rejects(users.prepare(7, 1), { code: 'storage_unavailable' });
 });
 
 test('a user’s folder that the server cannot open is trouble of the server’s, and no unknown session', async (t) => {
@@ -144,11 +144,11 @@ test('a user’s folder that the server cannot open is trouble of the server’s
 
 test('a session is whose transcript lies in the folder, and nobody else’s', async (t) => {
   const { users, root } = await makeUsers(t);
-  await users.prepare(1);
+  await users.prepare(1, 1);
   assert.equal(users.hasSession(1, id), false);
   writeTranscript(root, 1, id);
   assert.deepEqual([users.hasSession(1, id), users.hasSession(2, id), users.hasSession(1, otherId)], [true, false, false]);
-  await users.prepare(2);
+  await users.prepare(2, 1);
   assert.equal(users.hasSession(2, id), false);
 });
 
@@ -226,13 +226,13 @@ test('the sweep is not led out by links in the place of folders', async (t) => {
   assert.ok(existsSync(join(moved, 'home/projects/work', `${id}.jsonl`)));
 });
 
-test('an emptied tmp is empty, and a user without one is no trouble', async (t) => {
+test('a tidied user has nothing in tmp and turns, and one without them is no trouble', async (t) => {
   const { users, root } = await makeUsers(t);
-  await users.emptyTmp(1);
-  const { tmp, work } = await users.prepare(1);
+  await users.tidy(1);
+  const { tmp, work } = await users.prepare(1, 1);
   mkdirSync(join(tmp, 'a/b'), { recursive: true });
   writeFileSync(join(work, 'kept'), '');
   symlinkSync(work, join(tmp, 'a/link'));
-  await users.emptyTmp(1);
-  assert.deepEqual([readdirSync(tmp), readdirSync(join(root, '1/work'))], [[], ['kept']]);
+  await users.tidy(1);
+  assert.deepEqual([readdirSync(tmp), readdirSync(join(root, '1/turns')), readdirSync(join(root, '1/work'))], [[], [], ['kept']]);
 });

@@ -3,9 +3,11 @@ import childProcess from 'node:child_process';
 import { syncBuiltinESMExports } from 'node:module';
 import { test } from 'node:test';
 import { Problem } from '../../../src/problem.ts';
+import { Boxes } from '../../../src/cli/boxes.ts';
 import { Worker } from '../../../src/cli/worker.ts';
 
-const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', sessionId: 'a', isInPlace: () => true };
+const boxes = new Boxes('/nowhere');
+const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', sessionId: 'a', boxes, inbox: '/inbox', isInPlace: () => true };
 
 // Node tells of a missing program by an event, and throws these from spawn itself.
 for (const [code, expected] of [['ENOMEM', 'busy'], ['ETXTBSY', 'claude_not_found'], ['ENOEXEC', 'claude_not_found'], ['ENOTDIR', 'claude_not_found']] as const) {

@@ -32,7 +32,7 @@ class Stage {
 
   constructor(ends: TurnEnd[], hasOwnLogin = true) {
     this.ends = ends;
-    const turn: Worker['turn'] = (prompt, signal, onEvent) => {
+    const turn: Worker['turn'] = ({ prompt }, signal, onEvent) => {
       this.prompts.push(prompt);
       onEvent({ type: 'session', sessionId: ownId });
       const end = this.ends.shift();
