@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { test, type TestContext } from 'node:test';
+import { assertDescribed } from './openapi.ts';
 
 export const fakeClaude = fileURLToPath(new URL('bin/claude', import.meta.url));
 
@@ -76,9 +77,13 @@ export class RunningServer {
     return fetch(this.url + path, { ...init, headers });
   }
 
+  /** A chat in one piece. Fails where the answer is not as openapi.json says. */
   async chat(body: Record<string, unknown>, init: RequestInit = {}): Promise<Reply> {
     const response = await this.request('/api/v1/chat', { method: 'POST', body: JSON.stringify({ user_id: 1, ...body }), ...init });
-    return { status: response.status, headers: response.headers, body: (await response.json()) as Record<string, unknown> };
+    const { status, headers } = response;
+    const text = await response.text();
+    assertDescribed('POST', '/api/v1/chat', { status, headers, body: text });
+    return { status, headers, body: JSON.parse(text) as Record<string, unknown> };
   }
 
   /** A chat as server-sent events, each as it comes. Fails when the answer is no event stream. */
