@@ -69,12 +69,13 @@ test('a key belongs to its user and to one body', async () => {
   stage.ask(1, 'K');
   // Not to be mistaken for user 1 with another key.
   stage.ask(11, 'k');
-  await stage.begun(4);
+  stage.ask(1, '1k');
+  await stage.begun(5);
   await assert.rejects(stage.ask(1, 'k', { fingerprint: 'other' }).promise, { code: 'idempotency_conflict' });
   stage.turns[0]?.answer('one');
   assert.equal(await stage.ask(1, 'k').promise, 'one');
   await assert.rejects(stage.ask(1, 'k', { fingerprint: 'other' }).promise, { code: 'idempotency_conflict' });
-  await stage.begun(4);
+  await stage.begun(5);
 });
 
 test('who comes late is told from the beginning, and hears the rest', async () => {
@@ -142,11 +143,22 @@ test('an answer is kept for ten minutes after its end', async (t: TestContext) =
   assert.equal(await stage.isNew(1, 'k'), true);
 });
 
+test('a key that was given up and taken again is kept as long as any other', async (t: TestContext) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const stage = new Stage({ maxKeys: 1 });
+  await stage.isNew(1, 'k');
+  await stage.isNew(1, 'other');
+  t.mock.timers.tick(1);
+  assert.equal(await stage.isNew(1, 'k'), true);
+  t.mock.timers.tick(keepMs - 1);
+  assert.equal(await stage.isNew(1, 'k'), false);
+});
+
 test('where all keys are taken the oldest finished one of the user who has most goes, and never one that runs', async () => {
   const stage = new Stage({ maxKeys: 5 });
   stage.ask(1, 'runs');
   await stage.begun(1);
-  await stage.isNew(2, 'alone');
+  await stage.isNew(2, 'alone', 'x'.repeat(10 * kib));
   for (const key of ['a', 'b', 'c']) await stage.isNew(1, key);
   assert.equal(await stage.isNew(3, 'new'), true);
   for (const [userId, key] of [[2, 'alone'], [1, 'b'], [1, 'c'], [3, 'new']] as const) assert.equal(await stage.isNew(userId, key), false, key);
@@ -186,13 +198,22 @@ test('where turns that run have all the keys a new one is busy, and a known one 
   await stage.begun(3);
 });
 
-test('where the bytes are short the user who holds most loses the oldest answer', async () => {
+test('where the bytes are short the user who holds most loses the oldest answers', async () => {
   const stage = new Stage({ maxBytes: 100 * kib });
   await stage.isNew(2, 'small', 'x'.repeat(10 * kib));
-  for (const key of ['a', 'b']) await stage.isNew(1, key, 'x'.repeat(30 * kib));
-  await stage.isNew(3, 'new', 'x'.repeat(30 * kib));
-  for (const [userId, key] of [[2, 'small'], [1, 'b'], [3, 'new']] as const) assert.equal(await stage.isNew(userId, key), false, key);
-  assert.equal(await stage.isNew(1, 'a'), true);
+  for (const key of ['a', 'b', 'c']) await stage.isNew(1, key, 'x'.repeat(20 * kib));
+  await stage.isNew(3, 'new', 'x'.repeat(25 * kib));
+  for (const [userId, key] of [[2, 'small'], [1, 'c'], [3, 'new']] as const) assert.equal(await stage.isNew(userId, key), false, key);
+  await stage.isNew(1, 'd', 'x'.repeat(50 * kib));
+  assert.equal(stage.keyed.size, 3);
+  for (const [userId, key] of [[2, 'small'], [3, 'new'], [1, 'd']] as const) assert.equal(await stage.isNew(userId, key), false, key);
+  for (const key of ['a', 'b', 'c']) assert.equal(await stage.isNew(1, key), true, key);
+});
+
+test('a key counts too, however short its answer', async () => {
+  const stage = new Stage({ maxBytes: 10 * kib });
+  for (let i = 0; i < 20; i += 1) await stage.isNew(1, `k${i}`);
+  assert.equal(stage.keyed.size, 9);
 });
 
 test('an answer too large to be kept is forgotten alone', async () => {
@@ -209,7 +230,7 @@ test('a turn that says more than there is room for costs no other user an answer
   stage.ask(1, 'k');
   const turn = (await stage.begun(2))[1];
   for (const type of ['admitted', 'session']) turn?.listeners.tell({ type });
-  for (let i = 0; i < 1000; i += 1) turn?.listeners.tell({ type: 'delta', text: `${i} ${'x'.repeat(kib)}` });
+  for (let i = 0; i < 1000; i += 1) turn?.listeners.tell({ type: i % 2 === 0 ? 'delta' : 'tool', text: `${i} ${'x'.repeat(kib)}` });
   const late = stage.ask(1, 'k');
   assert.deepEqual(late.events.slice(0, 3), ['replayed', 'admitted', 'session']);
   assert.ok(late.events.length < 110, `${late.events.length} events are held`);
