@@ -20,7 +20,10 @@ async function filesIn(folder: string): Promise<string[]> {
   return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath.slice(root.length), entry.name));
 }
 
-const documents = async (): Promise<string[]> => ['README.md', 'CHANGELOG.md', ...(await filesIn('docs'))];
+const documents = async (): Promise<string[]> => [
+  ...['README.md', 'README.ru.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md'],
+  ...(await filesIn('docs')),
+];
 
 test('README.md has a row for every setting, with its default and its line, and .env.example has the same', async () => {
   const [readme, example] = await Promise.all([read('README.md'), read('.env.example')]);
@@ -72,6 +75,47 @@ test('README.md and docs/api.md name the longest an answer takes, by the default
   const { queueTimeoutMs, turnTimeoutMs } = loadConfig({ HOME: '/home/claude' });
   const bound = `${(queueTimeoutMs + turnTimeoutMs) / 1000 + 15} s`;
   for (const name of ['README.md', 'docs/api.md']) assert.ok((await read(name)).includes(bound), `${name}: ${bound}`);
+});
+
+/** What a translation must keep: commands, what stands between backquotes, where links lead, and numbers. */
+function untranslated(text: string): Record<string, string[]> {
+  const blocks = text.match(/^```[^]*?^```$/gm) ?? [];
+  const prose = text.replace(/^```[^]*?^```$/gm, '');
+  const all = (pattern: RegExp): string[] => Array.from(prose.matchAll(pattern), ([, found = '']) => found);
+  return {
+    commands: blocks.map((block) => block.replace(/ +# .*$/gm, '')),
+    code: [...new Set(all(/`([^`]+)`/g))].sort(),
+    links: all(/\]\(([^)#]*(?:#[^)]*)?)\)/g).filter((target) => !/^(?:#|README)/.test(target)).sort(),
+    rows: all(/^\| `(\w+)` \|/gm),
+    numbers: [...new Set(all(/(\d+(?:[., \u00a0]?\d+)*)/g).map((number) => number.replace(/[ ,\u00a0](?=\d{3}\b)/g, '').replace(',', '.')))].sort(),
+  };
+}
+
+test('README.ru.md has the commands, names, codes, links and numbers of README.md', async () => {
+  assert.deepEqual(untranslated(await read('README.ru.md')), untranslated(await read('README.md')));
+  const headings = async (name: string): Promise<number> => (await read(name)).match(/^#+ /gm)?.length ?? 0;
+  assert.equal(await headings('README.ru.md'), await headings('README.md'));
+});
+
+test('README.md and README.ru.md have at most 150 lines', async () => {
+  for (const name of ['README.md', 'README.ru.md']) assert.ok((await read(name)).trimEnd().split('\n').length <= 150, name);
+});
+
+test('a command of npm in the documents is a script, and every script is in one of them', async () => {
+  const { scripts } = JSON.parse(await read('package.json')) as { scripts: Record<string, string> };
+  const texts = await Promise.all((await documents()).map(read));
+  const commands = new Set(texts.flatMap((text) => Array.from(text.matchAll(/\bnpm (?:run ([\w:]+)|start|test)\b/g), ([whole, name]) => name ?? whole.slice(4))));
+  assert.deepEqual([...commands].filter((name) => !(name in scripts)), []);
+  assert.deepEqual(Object.keys(scripts).filter((name) => !commands.has(name) && name !== 'prepare'), []);
+});
+
+test('compose.yaml runs the image as docs/docker.md does', async () => {
+  const [compose, docker] = await Promise.all([read('compose.yaml'), read('docs/docker.md')]);
+  const [, port, volume, restart, timeout, memory] =
+    /-p (\S+) -v (\S+) --restart (\S+) --stop-timeout (\d+) --memory (\S+)/.exec(docker) ?? assert.fail('docs/docker.md has no such command');
+  for (const line of [`- ${port}`, `- ${volume}`, `restart: ${restart}`, `stop_grace_period: ${timeout}s`, `mem_limit: ${memory}`]) {
+    assert.ok(compose.includes(`${line}\n`), line);
+  }
 });
 
 test('no link between the documents is dead', async () => {
