@@ -56,7 +56,7 @@ export class Machine {
   }
 }
 
-/** HAProxy as deploy/haproxy.cfg has it, over these machines; buckets are dealt out to them in turn. */
+/** HAProxy as deploy/haproxy.cfg has it, over these machines; buckets are dealt out to them in turn, or as is said. */
 export class Front {
   readonly folder: string;
   readonly port: number;
@@ -75,7 +75,7 @@ export class Front {
     this.config = join(folder, 'haproxy.cfg');
   }
 
-  static async start(t: TestContext, machines: readonly Machine[], inMap: readonly Machine[] = machines): Promise<Front> {
+  static async start(t: TestContext, machines: readonly Machine[], machineOf = (bucket: number): Machine | undefined => machines[bucket % machines.length]): Promise<Front> {
     const folder = await mkdtemp(join(tmpdir(), 'claude-api-front-'));
     const front = new Front(folder, await freePorts(3));
     t.after(async () => {
@@ -85,7 +85,7 @@ export class Front {
     const certificate = ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'];
     await run('openssl', [...certificate, '-keyout', join(folder, 'key.pem'), '-out', join(folder, 'cert.pem')]);
     await writeFile(join(folder, 'claude-api.pem'), (await readFile(join(folder, 'key.pem'), 'utf8')) + (await readFile(join(folder, 'cert.pem'), 'utf8')));
-    await writeFile(front.map, Array.from({ length: 64 }, (_, bucket) => `${bucket} ${inMap[bucket % inMap.length]?.name}\n`).join(''));
+    await writeFile(front.map, Array.from({ length: 64 }, (_, bucket) => `${bucket} ${machineOf(bucket)?.name}\n`).join(''));
     await mkdir(join(folder, 'machines'));
     await front.write(machines);
     await front.run();
@@ -141,6 +141,12 @@ export class Front {
 
   reload(): void {
     this.#child?.kill('SIGUSR2');
+  }
+
+  /** Waits until there is a worker that was started since, beside the old one or without it. */
+  async isReloaded(): Promise<void> {
+    await until('a new worker', async () => / worker +0 /.test(await this.command('show proc').catch(() => '')) || undefined);
+    await this.isReady();
   }
 
   get url(): string {
