@@ -157,6 +157,22 @@ test('a caller that comes back to a running turn as a stream hears what it has m
   assert.equal((await again.answer('the stream')).body, body);
 });
 
+test('files belong to the body and to the answer, and large answers take no more memory than they may', async (t) => {
+  const server = await startServer(t);
+  const files = [{ name: 'a.txt', data: Buffer.from('what is this?').toString('base64') }];
+  const body = { prompt: 'play give big.bin:8000000', files };
+  const first = await ask(server, body, 'k');
+  const [file] = first.body['files'] as Array<{ name: string; data: string }>;
+  assert.deepEqual([file?.name, Buffer.from(file?.data ?? '', 'base64').length], ['big.bin', 8_000_000]);
+  assert.deepEqual((await ask(server, body, 'k')).body, first.body);
+  const other = [{ name: 'a.txt', data: Buffer.from('what is that?').toString('base64') }];
+  assert.equal((await ask(server, { ...body, files: other }, 'k')).body['code'], 'idempotency_conflict');
+  for (let i = 0; i < 7; i += 1) assert.equal((await ask(server, body, `k${i}`)).status, 200);
+  const { idempotency_keys: keys } = await healthOf(server);
+  assert.equal(keys, 6, 'as many as 64 MiB hold');
+  assert.equal((await ask(server, body, 'k6')).headers.get('idempotency-replayed'), 'true');
+});
+
 test('a 422 that carries a session is kept, any other failure is not', async (t) => {
   const server = await startServer(t, { ...one, CLAUDE_QUEUE_LIMIT: '0' });
   for (const [prompt, user, isKept] of [['play max-turns', 1, true], ['play api long', 2, true], ['play crash', 3, false], ['play api 529', 4, false]] as const) {
