@@ -45,7 +45,7 @@ function parseChatRequest(body: Json, headers: IncomingMessage['headersDistinct'
   const { prompt, user_id: userId, session_id: sessionId, files: given, ...unknown } = body;
   const { files, errors: fileErrors } = readFiles(given);
   const errors = [
-    ...promptErrors(prompt, given !== undefined),
+    ...promptErrors(prompt, Array.isArray(given) && given.length > 0),
     ...userIdErrors(userId),
     ...routeErrors(userId, headers['x-user-id'] ?? []),
     ...sessionIdErrors(sessionId),
