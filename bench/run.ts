@@ -1,12 +1,13 @@
 // Measures the server against the CLI driven directly, both up at once and taking turns, and prints the table of targets.
 // Takes the first of CLAUDE_TEST_CLIS, or the `claude` on PATH.
-import { fork, spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { fork, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { Agent, createServer, request as httpRequest, type Server } from 'node:http';
+import { chmod, mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { Agent, createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { outsideEnv } from '../src/cli/outside.ts';
 import { rightsOutside } from '../src/cli/rights.ts';
@@ -15,91 +16,14 @@ import { loadConfig } from '../src/env.ts';
 import { LineSplitter } from '../src/cli/ndjson.ts';
 import { parseLine } from '../src/cli/protocol.ts';
 import { MessagesApi } from '../test/messages-api.ts';
+import { asUserScript, chownAll } from '../test/sandboxed.ts';
 import { DirectCli } from './drive.ts';
 import { createPeer } from './peer.ts';
+import { median, ms, percentile, printRows, row, timed } from './rows.ts';
+import { ask, chat, keptAlive, ServerProcess } from './served.ts';
+import { smallMachines } from './small-machine.ts';
 
-const mainFile = fileURLToPath(new URL('../dist/main.js', import.meta.url));
 const proberFile = fileURLToPath(new URL('prober.ts', import.meta.url));
-const apiKey = 'b7e1c5d09f2a46388d4c1e6f7a9b0c2d';
-const keptAlive = new Agent({ keepAlive: true, maxSockets: 64 });
-
-interface Reply {
-  readonly status: number;
-  readonly text: string;
-}
-
-function ask(port: number, path: string, body?: object, agent = keptAlive): Promise<Reply> {
-  return new Promise((resolve, reject) => {
-    const headers = { Authorization: `Bearer ${apiKey}`, ...(body && { 'Content-Type': 'application/json' }) };
-    const req = httpRequest({ port, path, agent, headers, method: body ? 'POST' : 'GET' }, (res) => {
-      let text = '';
-      res.setEncoding('utf8').on('data', (part: string) => (text += part));
-      res.on('end', () => resolve({ status: res.statusCode ?? 0, text }));
-    });
-    req.on('error', reject);
-    req.end(body && JSON.stringify(body));
-  });
-}
-
-async function chat(port: number, prompt: string, userId: number, sessionId?: string): Promise<string> {
-  const { status, text } = await ask(port, '/api/v1/chat', { prompt, user_id: userId, ...(sessionId && { session_id: sessionId }) });
-  if (status !== 200) throw new Error(`a turn failed: ${text}`);
-  return (JSON.parse(text) as { session_id: string }).session_id;
-}
-
-// Ended also when a measurement fails.
-const children = new Set<ChildProcess>();
-process.on('exit', () => children.forEach((child) => child.kill()));
-
-/** The server under test, started as in production. */
-class ServerProcess {
-  readonly #child: ChildProcess;
-  readonly startedMs: Promise<number>;
-  port = 0;
-
-  constructor(env: Readonly<Record<string, string>>, cwd: string) {
-    const startedAt = performance.now();
-    this.#child = spawn(process.execPath, [mainFile], { cwd, env: { ...env, PORT: '0', HOST: '127.0.0.1', CLAUDE_API_KEY: apiKey }, stdio: ['ignore', 'pipe', 'inherit'] });
-    // Also when a measurement fails.
-    children.add(this.#child);
-    this.startedMs = new Promise((resolve) => {
-      let text = '';
-      this.#child.stdout?.setEncoding('utf8').on('data', (part: string) => {
-        text += part;
-        const port = /"event":"listening".*?"port":(\d+)/.exec(text)?.[1];
-        if (port === undefined || this.port !== 0) return;
-        this.port = Number(port);
-        resolve(performance.now() - startedAt);
-      });
-    });
-  }
-
-  async residentMegabytes(): Promise<number> {
-    return (Number((await readFile(`/proc/${this.#child.pid}/statm`, 'latin1')).split(' ')[1]) * 4096) / 1024 / 1024;
-  }
-
-  async end(): Promise<void> {
-    this.#child.kill('SIGTERM');
-    await once(this.#child, 'exit');
-  }
-}
-
-async function timed(work: () => Promise<unknown>): Promise<number> {
-  const startedAt = performance.now();
-  await work();
-  return performance.now() - startedAt;
-}
-
-function percentile(values: readonly number[], share: number): number {
-  return [...values].sort((a, b) => a - b)[Math.floor(values.length * share)] ?? NaN;
-}
-const median = (values: readonly number[]): number => percentile(values, 0.5);
-
-const rows: string[] = [];
-function row(what: string, figure: string, target: string, isReached: boolean): void {
-  rows.push(`| ${what} | ${figure} | ${target} | ${isReached ? 'reached' : 'MISSED'} |`);
-}
-const ms = (value: number): string => `${value.toFixed(value < 10 ? 2 : 0)} ms`;
 
 async function main(): Promise<void> {
   const [binary = ''] = (process.env['CLAUDE_TEST_CLIS'] ?? 'claude').split(':');
@@ -117,59 +41,80 @@ async function main(): Promise<void> {
     ANTHROPIC_BASE_URL: api.url,
     ANTHROPIC_API_KEY: 'sk-ant-made-up',
     CLAUDE_MAX_CONCURRENT_REQUESTS: '40',
+    CLAUDE_SANDBOX: 'off',
     CLAUDE_STATE_DIR: join(home, 'state'),
   };
   const config = loadConfig(base);
   const cliEnv = outsideEnv(config.childEnv, { home: join(home, 'direct'), tmp: tmpdir() });
   const args = cliArguments(config, rightsOutside(config), { inbox: home, outbox: home });
   const drive = (name: string): DirectCli => new DirectCli(binary, args, cliEnv, join(home, name));
-  const warm = new ServerProcess(base, home);
-  const cold = new ServerProcess({ ...base, CLAUDE_WARM_SECONDS: '0', CLAUDE_STATE_DIR: join(home, 'state-cold') }, home);
-  await Promise.all([warm.startedMs, cold.startedMs]);
+  const outside = new ServerProcess(base, home);
+  const outsideCold = new ServerProcess({ ...base, CLAUDE_WARM_SECONDS: '0', CLAUDE_STATE_DIR: join(home, 'state-cold') }, home);
+  const sandboxed = await startSandboxed(base, home, 'sandboxed');
+  const cold = await startSandboxed({ ...base, CLAUDE_WARM_SECONDS: '0' }, home, 'cold');
+  const full = await startSandboxed({ ...base, CLAUDE_MAX_CONCURRENT_REQUESTS: '6' }, home, 'full');
+  const servers = [outside, outsideCold, sandboxed, cold, full];
+  await Promise.all(servers.map((server) => server.ready()));
+  for (let user = 11; user <= 16; user += 1) await chat(full.port, 'first', user);
 
-  await followUps(drive, warm.port, await startPeer(binary, cliEnv, home));
-  await firstTurns(drive, warm.port, cold.port);
-  await sideBySide(drive, warm.port);
-  await Promise.all([warm.end(), cold.end()]);
+  await followUps(drive, outside.port, sandboxed.port);
+  await againstStarts(outside.port, binary, cliEnv, home);
+  await firstTurns(drive, { cold: outsideCold.port, coldInside: cold.port, spare: outside.port, spareInside: sandboxed.port, full: full.port });
+  await sideBySide(drive, outside.port);
+  await Promise.all(servers.map((server) => server.end()));
   await theServerItself(base, home);
   await underLoad(base, home);
   bigLine();
+  await smallMachines(base);
 
   api.close();
   keptAlive.destroy();
   await rm(home, { recursive: true, force: true });
-  console.log(['| what | measured | target | |', '|---|---|---|---|', ...rows].join('\n'));
-  process.exitCode = rows.some((line) => line.includes('MISSED')) ? 1 : 0;
+  process.exitCode = printRows() ? 0 : 1;
 }
 
-async function startPeer(binary: string, env: Readonly<Record<string, string>>, cwd: string): Promise<Server> {
+/** A server with the sandbox, in a folder of its own below `home`, as a user who can have one. */
+async function startSandboxed(base: Readonly<Record<string, string>>, home: string, name: string): Promise<ServerProcess> {
+  const own = join(home, name);
+  await chmod(home, 0o755);
+  await mkdir(own);
+  await chownAll(own);
+  const env = { ...base, HOME: own, CLAUDE_SANDBOX: 'required', CLAUDE_STATE_DIR: join(own, 'state') };
+  return new ServerProcess(env, own, [asUserScript, process.execPath]);
+}
+
+async function followUps(drive: (name: string) => DirectCli, outsidePort: number, sandboxedPort: number): Promise<void> {
+  const cli = drive('follow');
+  await cli.turn('first');
+  const outsideSession = await chat(outsidePort, 'first', 1);
+  const sandboxedSession = await chat(sandboxedPort, 'first', 1);
+  const [direct, outside, sandboxed]: [number[], number[], number[]] = [[], [], []];
+  for (let i = 0; i < 80; i += 1) {
+    direct.push(await timed(() => cli.turn(`turn ${i}`)));
+    outside.push(await timed(() => chat(outsidePort, `turn ${i}`, 1, outsideSession)));
+    sandboxed.push(await timed(() => chat(sandboxedPort, `turn ${i}`, 1, sandboxedSession)));
+  }
+  await cli.end();
+  const ratio = median(outside) / median(direct);
+  row('follow-up without the sandbox, p50', against(outside, direct), '≤ 1.15 ×', ratio <= 1.15);
+  const [inside, moreMs] = [median(sandboxed) / median(direct), median(sandboxed) - median(direct)];
+  row('follow-up in the sandbox, p50', `${against(sandboxed, direct)}, ${ms(moreMs)} more`, '≤ 1.35 ×, ≤ 10 ms more', inside <= 1.35 && moreMs <= 10);
+}
+
+/** The same turns by one start of the CLI for each, as other servers do it. */
+async function againstStarts(port: number, binary: string, env: Readonly<Record<string, string>>, cwd: string): Promise<void> {
   const peer = createPeer(binary, env, cwd);
   peer.listen(0, '127.0.0.1');
   await once(peer, 'listening');
-  return peer;
-}
-
-async function followUps(drive: (name: string) => DirectCli, port: number, peer: Server): Promise<void> {
-  const cli = drive('follow');
-  const sessionId = await chat(port, 'first', 1);
-  await cli.turn('first');
-  const [direct, served]: [number[], number[]] = [[], []];
-  for (let i = 0; i < 80; i += 1) {
-    direct.push(await timed(() => cli.turn(`turn ${i}`)));
-    served.push(await timed(() => chat(port, `turn ${i}`, 1, sessionId)));
-  }
-  await cli.end();
-  const ratio = median(served) / median(direct);
-  row('follow-up turn, p50', `${ms(median(served))} : ${ms(median(direct))} direct = ${ratio.toFixed(2)} ×`, '≤ 1.15 ×', ratio <= 1.15);
-
-  // The fake CLI takes no plain prompt.
   const peerPort = (peer.address() as AddressInfo).port;
+  // The fake CLI takes no plain prompt.
   const peerSession = await ask(peerPort, '/', { prompt: 'first' }).then((reply) => (JSON.parse(reply.text) as { session_id: string }).session_id, () => undefined);
   if (peerSession !== undefined) {
+    const sessionId = await chat(port, 'first', 3);
     const [perStart, again]: [number[], number[]] = [[], []];
     for (let i = 0; i < 10; i += 1) {
       perStart.push(await timed(() => ask(peerPort, '/', { prompt: `turn ${i}`, session_id: peerSession })));
-      again.push(await timed(() => chat(port, `again ${i}`, 1, sessionId)));
+      again.push(await timed(() => chat(port, `again ${i}`, 3, sessionId)));
     }
     const faster = median(perStart) / median(again);
     row('follow-up against one CLI start per turn', `${ms(median(again))} : ${ms(median(perStart))} = ${faster.toFixed(1)} × faster`, '≥ 10 ×', faster >= 10);
@@ -178,25 +123,36 @@ async function followUps(drive: (name: string) => DirectCli, port: number, peer:
   peer.closeAllConnections();
 }
 
-async function firstTurns(drive: (name: string) => DirectCli, warmPort: number, coldPort: number): Promise<void> {
-  const [direct, cold, spare]: [number[], number[], number[]] = [[], [], []];
-  await chat(warmPort, 'first', 2);
-  for (let i = 0; i < 15; i += 1) {
-    const spareReady = async (): Promise<void> => {
-      // The spare is up a good second after the last dialogue began.
-      await new Promise((resolve) => setTimeout(resolve, 1500));
-    };
-    await spareReady();
+/** `spare` and `full` put up a spare, and `full` has a capacity full of idle dialogues; `cold` keep no process. */
+async function firstTurns(drive: (name: string) => DirectCli, ports: Readonly<Record<'cold' | 'coldInside' | 'spare' | 'spareInside' | 'full', number>>): Promise<void> {
+  const direct: number[] = [];
+  const kinds = [
+    { what: 'with the spare, without the sandbox', port: ports.spare, most: 0.35 },
+    { what: 'with the spare, in the sandbox', port: ports.spareInside, most: 0.35 },
+    { what: 'with the spare, in the sandbox, at a capacity full of idle dialogues', port: ports.full, most: 0.35 },
+    { what: 'cold, without the sandbox', port: ports.cold, most: 1.1 },
+    { what: 'cold, in the sandbox', port: ports.coldInside, most: 1.1 },
+  ].map((kind) => ({ ...kind, times: [] as number[] }));
+  for (const { port } of kinds) await chat(port, 'first', 2);
+  for (let i = 0; i < 12; i += 1) {
+    // Each after the same pause: the one before may still be putting up its next spare.
+    await pause(1200);
     const cli = drive(`cold-${i}`);
     direct.push(await timed(() => cli.turn('first')));
     await cli.end();
-    cold.push(await timed(() => chat(coldPort, 'first', 2)));
-    await new Promise((resolve) => setTimeout(resolve, 100));
-    spare.push(await timed(() => chat(warmPort, 'first', 2)));
+    for (const { port, times } of kinds) {
+      await pause(1200);
+      times.push(await timed(() => chat(port, 'first', 2)));
+    }
   }
-  const [coldRatio, spareRatio] = [median(cold) / median(direct), median(spare) / median(direct)];
-  row('first turn with the spare ready, p50', `${ms(median(spare))} : ${ms(median(direct))} direct, cold = ${spareRatio.toFixed(2)} ×`, '≤ 0.35 ×', spareRatio <= 0.35);
-  row('first turn cold, p50', `${ms(median(cold))} : ${ms(median(direct))} direct = ${coldRatio.toFixed(2)} ×`, '≤ 1.05 ×', coldRatio <= 1.05);
+  for (const { what, times, most } of kinds) {
+    row(`first turn ${what}, p50`, against(times, direct), `≤ ${most.toFixed(2)} ×`, median(times) / median(direct) <= most);
+  }
+}
+
+/** The medians, and how they compare. */
+function against(own: readonly number[], direct: readonly number[]): string {
+  return `${ms(median(own))} : ${ms(median(direct))} direct = ${(median(own) / median(direct)).toFixed(2)} ×`;
 }
 
 async function sideBySide(drive: (name: string) => DirectCli, port: number): Promise<void> {
@@ -228,8 +184,8 @@ async function theServerItself(base: Readonly<Record<string, string>>, home: str
   }
   row('start to listening', ms(median(starts)), '≤ 250 ms', median(starts) <= 250);
   await server.startedMs;
-  await new Promise((resolve) => setTimeout(resolve, 1000));
-  const idle = await server.residentMegabytes();
+  await pause(1000);
+  const idle = server.residentMegabytes();
   row('idle memory', `${idle.toFixed(0)} MiB`, '≤ 60 MiB', idle <= 60);
 
   const bare = createServer((_, res) => res.writeHead(200, { 'Content-Type': 'application/json' }).end('{"status":"ok"}'));
@@ -249,11 +205,11 @@ async function theServerItself(base: Readonly<Record<string, string>>, home: str
   const ratio = median(theirs) / median(ours);
   row('/health against a bare node:http handler', `${ratio.toFixed(2)} × its requests/s`, '≥ 0.7 ×', ratio >= 0.7);
 
-  const settled = await server.residentMegabytes();
+  const settled = server.residentMegabytes();
   for (let round = 0; round < 31; round += 1) {
     await burst(server.port, '/health');
   }
-  const grown = (await server.residentMegabytes()) - settled;
+  const grown = (server.residentMegabytes()) - settled;
   row('growth over 100,000 requests', `${grown.toFixed(1)} MiB`, 'none (< 8 MiB)', grown < 8);
   await server.end();
 }
