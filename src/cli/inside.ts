@@ -56,7 +56,7 @@ interface Tried {
   readonly models: readonly string[];
 }
 
-// A cold machine of 1 GB takes seconds for the first start.
+// For both steps together; a cold machine of 1 GB takes seconds for the first start.
 const trialTimeoutMs = 60_000;
 
 const socketName = 's';
@@ -154,7 +154,8 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     const startedAt = performance.now();
     const command = commandLine(machine, { ...folders, api }, [`--session-id=${sessionId}`]);
     const launch = { ...command, env, cwd: '/', marker, sessionId, boxes, inbox: inside.inbox, isInPlace: () => true };
-    const turn = await tryTurn({ launch, openFilter: () => openFilter(machine), socketFolder: api, log, timeoutMs: trialTimeoutMs });
+    const timeoutMs = Math.ceil(trialTimeoutMs - trial.durationMs);
+    const turn = await tryTurn({ launch, openFilter: () => openFilter(machine), socketFolder: api, log, timeoutMs });
     await rm(join(ownFiles, 'trial'), { recursive: true, force: true });
     const durationMs = trial.durationMs + performance.now() - startedAt;
     if ('models' in turn) return { trial: { ...trial, durationMs }, models: turn.models };

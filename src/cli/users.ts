@@ -41,8 +41,9 @@ export interface Users {
 
 const uuidPattern = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const transcripts = ['home', 'projects', projectName];
-// What the end user may have put in the place of a transcript or of a folder above it, or never made: no session then.
-const notThere = new Set(['ENOENT', 'ELOOP', 'ENOTDIR', 'ENXIO', 'EACCES']);
+// What the end user may have put in the place of a transcript or of a folder above it, or never made: no session then. EAGAIN: they
+// hold a lease on it (F_SETLEASE in fcntl(2)).
+const notThere = new Set(['ENOENT', 'ELOOP', 'ENOTDIR', 'ENXIO', 'EACCES', 'EAGAIN']);
 
 /** The users below `<stateDir>/users`, a folder that is made if need be. Throws when it cannot be made. */
 export async function openUsers(stateDir: string): Promise<Users> {

@@ -51,11 +51,12 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
     api.script = (request) => {
       if (!isAsked) {
         isAsked = true;
-        return callTools([{ name: 'Agent', input: { description: 'look', prompt: 'look at it', subagent_type: 'general-purpose' } }]);
+        return callTools([{ name: 'Agent', input: { description: 'look', prompt: 'look at it', subagent_type: 'general-purpose', model: 'haiku' } }]);
       }
       return request.rawBody.includes('from the subagent') ? say('done') : say('from the subagent');
     };
     assert.equal((await server.chat({ prompt: 'delegate', user_id: 3 })).body['content'], 'done');
+    assert.ok(api.turns.some(({ body }) => /haiku/.test(String(body['model']))), 'the small model is allowed, though not listed');
   });
 
   await t.test('leave the process warm that did no more than its turn', async () => {

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, realpathSync, renameSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -7,6 +8,7 @@ import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { openUsers, type Users } from '../../../src/cli/users.ts';
+import { needs } from '../../needs.ts';
 
 const id = 'f1b19141-9e1d-4e8d-a902-a05c85145ac0';
 const otherId = '00000000-0000-4000-8000-000000000000';
@@ -190,6 +192,17 @@ test('a file the user made unreadable is no session, and no trouble of the serve
   if (ranAsOrdinaryUser('a file the user made unreadable is no session, and no trouble of the server')) return;
   const { users, root } = await makeUsers(t);
   chmodSync(writeTranscript(root, 1, id), 0o000);
+  assert.equal(users.hasSession(1, id), false);
+});
+
+test('a transcript that its user keeps to themselves by a lease is no session meanwhile', { skip: needs(['python3'], 'takes a lease on a file') }, async (t) => {
+  const { users, root } = await makeUsers(t);
+  const path = writeTranscript(root, 1, id);
+  const script = 'import fcntl, signal, sys\nsignal.signal(signal.SIGIO, signal.SIG_IGN)\nfile = open(sys.argv[1], "r+")\n'
+    + 'fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\nprint("held", flush=True)\nsys.stdin.read()';
+  const holder = spawn('python3', ['-c', script, path], { stdio: ['pipe', 'pipe', 'inherit'] });
+  t.after(() => holder.kill('SIGKILL'));
+  await once(holder.stdout, 'data', { signal: AbortSignal.timeout(10_000) });
   assert.equal(users.hasSession(1, id), false);
 });
 
