@@ -1,6 +1,6 @@
 import type { StartSession } from '../claude.ts';
 import type { Memory } from '../host/memory.ts';
-import { reserveBytes, Room, StartPeak, victims } from './room.ts';
+import { reserveBytes, restingReserveBytes, Room, StartPeak, victims } from './room.ts';
 import { Slots, type Slot } from './slots.ts';
 
 /** What is needed of a process; `Worker` has it. */
@@ -105,7 +105,9 @@ export class Processes<W extends Poolable> {
 
   /** Has idle processes give way where memory ran short without any turn asking, before the kernel must end one. */
   relieve(): void {
-    const shortBytes = reserveBytes - this.#options.memory.leftBytes() - this.slots.bytes('stopping');
+    // One that starts had room for it, and takes less afterwards.
+    const wantedBytes = this.#starting.size > 0 ? reserveBytes : restingReserveBytes;
+    const shortBytes = wantedBytes - this.#options.memory.leftBytes() - this.slots.bytes('stopping');
     for (const slot of victims(this.slots.idle(), shortBytes)) void this.stop(slot, true);
   }
 

@@ -8,6 +8,9 @@ const peaksKept = 20;
 // Kept left: the part of the CLI's program that is in use lies there, and with less every turn reads it from disk again
 // (fact 61).
 export const reserveBytes = 64 * mib;
+// What is left with nothing starting: with about 100 MiB a control group is so busy with reading its programs again that the
+// server itself stands still for seconds, and the kernel ends somebody (fact 61).
+export const restingReserveBytes = 2 * reserveBytes;
 // The CLI's program, which a start reads from disk: where its pages do not stay in memory, starts side by side take many
 // times as long as one after the other (fact 62).
 const programBytes = 400 * mib;

@@ -85,10 +85,10 @@ test('when memory runs short without any turn asking, idle processes give way, a
   const { acquire, alive, machine } = makePool({ ...usual, totalMib: 1000 });
   for (const id of ['a', 'b', 'c', 'd']) (await acquire(1, id).promise).release();
   const running = await acquire(1, 'a').promise;
-  machine.hogMib = 536;
+  machine.hogMib = 472;
   t.mock.timers.tick(100);
   await settle();
-  assert.deepEqual(alive(), ['a', 'b', 'c', 'd'], '64 left');
+  assert.deepEqual(alive(), ['a', 'b', 'c', 'd'], '128 left');
   machine.hogMib = 640;
   t.mock.timers.tick(100);
   await settle();
@@ -104,7 +104,7 @@ test('memory that stopping processes give back is waited for, not asked for twic
   t.mock.timers.enable({ apis: ['setInterval'] });
   const { acquire, workers, machine } = makePool({ ...usual, totalMib: 1000, diesWhenStopped: false });
   for (const id of ['a', 'b', 'c']) (await acquire(1, id).promise).release();
-  machine.hogMib = 690;
+  machine.hogMib = 630;
   for (let i = 0; i < 5; i += 1) t.mock.timers.tick(100);
   await settle();
   assert.deepEqual(workers.map((worker) => worker.isStopAsked), [true, false, false]);
