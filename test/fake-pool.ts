@@ -1,3 +1,4 @@
+import { after } from 'node:test';
 import { setImmediate as tick } from 'node:timers/promises';
 import type { StartSession } from '../src/claude.ts';
 import { Problem } from '../src/problem.ts';
@@ -63,6 +64,10 @@ type Options = Partial<PoolOptions<FakeWorker>> & {
   readonly peakMib?: number;
 };
 
+// A turn that is left waiting has a timer, for which the whole run would wait.
+const pools: Array<Pool<FakeWorker>> = [];
+after(() => pools.forEach((pool) => void pool.close()));
+
 /** A pool, every process it ever started, and the most that lived at once. */
 export function makePool({ diesWhenStopped = true, startsAtOnce = true, totalMib = Infinity, heldMib = 0, peakMib = 0, ...options }: Options = {}) {
   const workers: FakeWorker[] = [];
@@ -86,6 +91,7 @@ export function makePool({ diesWhenStopped = true, startsAtOnce = true, totalMib
     maxStarts: 10,
     ...options,
   });
+  pools.push(pool);
   const never = new AbortController().signal;
   return {
     pool,

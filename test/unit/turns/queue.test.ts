@@ -1,14 +1,19 @@
 import assert from 'node:assert/strict';
 import { setImmediate as tick } from 'node:timers/promises';
-import { test } from 'node:test';
+import { after, test } from 'node:test';
 import { Problem } from '../../../src/problem.ts';
 import { Queue, sessionKey, type Choice, type SessionState, type Waiting } from '../../../src/turns/queue.ts';
 
 const all: Choice = { takesCold: () => true, comesLast: () => false };
 
+// A turn that is left waiting has a timer, for which the whole run would wait.
+const queues: Array<Queue<string>> = [];
+after(() => queues.forEach((queue) => queue.failAll(new Problem('shutting_down', 'the tests are over'))));
+
 /** A queue whose turns have names; `turnedAway` are those that failed so far. */
 function makeQueue(limit = 100) {
   const queue = new Queue<string>(limit, 60_000);
+  queues.push(queue);
   const names = new Map<Waiting<string>, string>();
   const turnedAway: string[] = [];
   return {
