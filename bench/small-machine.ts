@@ -28,9 +28,10 @@ export class SmallMachine {
     this.server = server;
   }
 
-  /** Throws the kernel's reason where no group can be made. */
-  static async start(limitMib: number, sandbox: 'off' | 'required', base: Readonly<Record<string, string>>): Promise<SmallMachine> {
+  /** With as much of its memory as install.sh gives the service. Throws the kernel's reason where no group can be made. */
+  static async start(machineMib: number, sandbox: 'off' | 'required', base: Readonly<Record<string, string>>): Promise<SmallMachine> {
     const { folder: top, limit, swap } = names[version];
+    const limitMib = Math.floor(0.85 * machineMib);
     const group = join(top, `claude-api-bench-${process.pid}`);
     await mkdir(group);
     await writeFile(join(group, limit), String(limitMib * mib));
@@ -89,19 +90,19 @@ export async function smallMachines(base: Readonly<Record<string, string>>): Pro
   try {
     for (const sandbox of ['off', 'required'] as const) {
       const how = sandbox === 'off' ? 'without the sandbox' : 'in the sandbox';
-      for (const limitMib of [512, 1024]) {
-        const machine = await SmallMachine.start(limitMib, sandbox, base);
-        await sixUsers(machine, `${limitMib} MiB, six users ${how}`, limitMib >= 1024);
+      for (const mebibytes of [512, 1024]) {
+        const machine = await SmallMachine.start(mebibytes, sandbox, base);
+        await sixUsers(machine, `a machine of ${mebibytes} MiB, six users ${how}`, mebibytes >= 1024);
         await machine.end();
       }
-      for (const limitMib of [1024, 2048, 4096]) {
-        const machine = await SmallMachine.start(limitMib, sandbox, base);
-        await fill(machine, `${limitMib} MiB ${how}`);
+      for (const mebibytes of [1024, 2048, 4096]) {
+        const machine = await SmallMachine.start(mebibytes, sandbox, base);
+        await fill(machine, `a machine of ${mebibytes} MiB ${how}`);
         await machine.end();
       }
     }
   } catch (error) {
-    if (errorCode(error) !== 'EACCES' && errorCode(error) !== 'EROFS') throw error;
+    if (!/^(?:EACCES|EROFS|ENOENT)$/.test(errorCode(error) ?? '')) throw error;
     row('small machines', `not measured: no control group can be made here (${errorCode(error)})`, '', true);
   }
 }
@@ -149,5 +150,5 @@ async function fill(machine: SmallMachine, title: string): Promise<void> {
     most = Math.max(most, warm);
   }
   const killed = await machine.killed();
-  row(`${title}: dialogues kept warm`, `${most}, ${killed} ended by the kernel`, 'none ended', killed === 0);
+  row(`${title}: processes kept warm`, `${most}, ${killed} ended by the kernel`, 'none ended', killed === 0);
 }
