@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -71,6 +71,11 @@ export class ScratchMachine {
     const { status, stdout, stderr } = await this.run(script, env);
     assert.equal(status, 0, `${script}\n${stdout}${stderr}`);
     return stdout.trim();
+  }
+
+  /** Reads a file of the machine. */
+  async take(path: string): Promise<Buffer> {
+    return readFile(`/proc/${this.#pid}/root${path}`);
   }
 
   /** Writes a file on the machine. */
