@@ -13,7 +13,7 @@ interface Answer {
   readonly body: string;
 }
 
-/** What was found in answers so far: `200 application/json`, a status with a code, an event, a header. */
+/** What was found in answers so far: `200 application/json`, a status with a code, an event, a header, a member. */
 export const seen = new Set<string>();
 
 /** Fails unless openapi.json describes this answer of a route: its status, type, headers and every member of its body. */
@@ -76,7 +76,9 @@ const keywords: Readonly<Record<string, (value: unknown, wanted: unknown, path: 
   properties(value, wanted, path) {
     for (const [name, schema] of Object.entries(asObject(wanted))) {
       const member = asObject(value)[name];
-      if (member !== undefined) assertSchema(member, schema, `${path}.${name}`);
+      if (member === undefined) continue;
+      seen.add(`member ${name}`);
+      assertSchema(member, schema, `${path}.${name}`);
     }
   },
   additionalProperties(value, _wanted, path, { properties }) {

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { test, type TestContext } from 'node:test';
+import { assertInTable } from './log-table.ts';
 import { assertDescribed } from './openapi.ts';
 
 export const fakeClaude = fileURLToPath(new URL('bin/claude', import.meta.url));
@@ -157,13 +158,17 @@ export async function startServer(
 // node:test runs the hooks of a test in the order they were added: one hook must end the servers and then look.
 const serversOf = new Map<string, RunningServer[]>();
 
-/** A fresh HOME. When the test is over its servers are killed, and no process may carry it any more. */
+/**
+ * A fresh HOME. When the test is over its servers are killed, no process may carry it any more, and all that they logged
+ * must be in docs/operations.md.
+ */
 export async function makeHome(t: TestContext): Promise<string> {
   const home = await mkdtemp(join(tmpdir(), 'claude-api-test-'));
   t.after(async () => {
     await Promise.all((serversOf.get(home) ?? []).map((server) => server.end('SIGKILL')));
     try {
       await noneLeft(home);
+      for (const { lines } of serversOf.get(home) ?? []) assertInTable(lines);
     } finally {
       // A test that found some has failed; the next one need not suffer from it.
       for (const line of await processesOf(home)) killQuietly(Number.parseInt(line, 10));

@@ -58,6 +58,14 @@ test('hundreds of answers, of every code that can be had by asking, are as opena
       await turn('hello', { session_id: sessionId }, headers);
     }
   });
+  await t.test('files, in and out, and more of them than an answer takes', async () => {
+    const file = (name: string, data = 'aGk='): object => ({ name, data });
+    for (const headers of [[], [asStream]]) {
+      await turn('', { files: [file('a.txt')] }, headers);
+      await turn('play give a.txt:2 b.txt:9000000', {}, headers);
+      for (const files of [7, [], [1], [file('..')], [file('a', '!')], [{ ...file('a'), x: 1 }], [file('a'), file('a')], Array(21).fill(file('a'))]) await turn('x', { files }, headers);
+    }
+  });
   await t.test('retries with a key', async () => {
     const key = 'Idempotency-Key: 1';
     for (const headers of [[key], [key], [key, asStream], ['Idempotency-Key: a b'], ['X-User-Id: 1']]) await turn('hello', { user_id: 901 }, headers);
@@ -124,5 +132,9 @@ test('nearly all that openapi.json describes was seen', () => {
   const events = Object.keys(at('paths', chatPath, 'post', 'responses', '200', 'content', 'text/event-stream', 'x-events'));
   assert.deepEqual(events.filter((name) => !seen.has(`event ${name}`)), []);
   assert.deepEqual(Object.keys(at('components', 'headers')).filter((name) => !seen.has(`header ${name}`)), []);
+  for (const schema of ['ChatAnswer', 'File', 'Problem', 'Health']) {
+    const members = Object.keys(at('components', 'schemas', schema, 'properties')).filter((name) => !['detail', 'tokens'].includes(name));
+    assert.deepEqual(members.filter((name) => !seen.has(`member ${name}`)), [], schema);
+  }
   for (const what of ['200 application/json', '200 text/event-stream', '200 text/plain', '503 application/json']) assert.ok(seen.has(what), what);
 });

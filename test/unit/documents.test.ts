@@ -10,6 +10,7 @@ import { metricsText } from '../../src/http/metrics.ts';
 import { Problem, problemCodes } from '../../src/problem.ts';
 import { Figures } from '../../src/turns/figures.ts';
 import { healthDetails } from '../http-stage.ts';
+import { logTable } from '../log-table.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const read = (name: string): Promise<string> => readFile(join(root, name), 'utf8');
@@ -45,8 +46,7 @@ test('docs/api.md has a row for every problem code, with its status, and for no 
 });
 
 test('docs/operations.md has every event of the log, and no other', async () => {
-  const section = /^## The log\n([^]*?)^## /m.exec(await read('docs/operations.md'))?.[1] ?? assert.fail('there is no such section');
-  const documented = Array.from(section.matchAll(/^\| (`.+?) \|/gm), ([, names = '']) => quoted(names, '`')).flat();
+  const documented = [...logTable.keys()];
   const sources = await Promise.all((await filesIn('src')).map(read));
   const inSource = sources.flatMap((text) => {
     const calls = [...text.matchAll(/\blog\(([^{}()]*)/g), ...text.matchAll(/\bevent = ([^;]*);/g)];
@@ -54,6 +54,22 @@ test('docs/operations.md has every event of the log, and no other', async () => 
   });
   const events = new Set(inSource.filter((name) => !['error', 'warning', 'info'].includes(name)));
   assert.deepEqual(documented.sort(), [...events].sort());
+});
+
+test('what the documents call a setting, a code or an option of install.sh is one', async () => {
+  const sources = await Promise.all([...(await filesIn('src')), ...(await filesIn('test')), 'install.sh', 'Dockerfile', 'claude-api.service'].map(read));
+  const source = sources.join('\n');
+  const labels = /while \[ \$# -gt 0 \]; do([^]*?)esac/.exec(await read('install.sh'))?.[1] ?? '';
+  for (const name of await documents()) {
+    const text = await read(name);
+    const inCapitals = Array.from(text.matchAll(/`([A-Z][A-Z0-9]*_[A-Z0-9_]+)(?:=[^`]*)?`/g), ([, word = '']) => word);
+    assert.deepEqual(inCapitals.filter((word) => !source.includes(word)), [], name);
+    const problems = Array.from(text.matchAll(/\b([45]\d\d) `(\w+)`/g), ([, status, code]) => `${status} ${code}`);
+    const all = problemCodes.map((code) => `${new Problem(code, '').status} ${code}`);
+    assert.deepEqual(problems.filter((problem) => !all.includes(problem)), [], name);
+    const options = Array.from(text.matchAll(/install\.sh[^`\n]* (--[a-z-]+)/g), ([, option = '']) => option);
+    assert.deepEqual(options.filter((option) => !labels.includes(`${option} `) && !labels.includes(`${option})`)), [], name);
+  }
 });
 
 test('docs/operations.md has every figure with its labels, and no other', async () => {
