@@ -29,7 +29,7 @@ USER claude
 # Login, dialogues and state: all that must outlive the container.
 VOLUME /home/claude
 EXPOSE 8001
-HEALTHCHECK --interval=30s --timeout=5s --start-period=10s \
+HEALTHCHECK --interval=30s --timeout=5s --start-period=130s \
     CMD ["node", "dist/ask.js", "health"]
 ENTRYPOINT ["tini", "--"]
 CMD ["node", "dist/main.js"]
