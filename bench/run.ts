@@ -18,6 +18,7 @@ import { parseLine } from '../src/cli/protocol.ts';
 import { MessagesApi } from '../test/messages-api.ts';
 import { asUserScript, chownAll } from '../test/sandboxed.ts';
 import { DirectCli } from './drive.ts';
+import { manyMachines } from './front.ts';
 import { createPeer } from './peer.ts';
 import { median, ms, percentile, printRows, row, timed } from './rows.ts';
 import { ask, chat, keptAlive, ServerProcess } from './served.ts';
@@ -66,6 +67,7 @@ async function main(): Promise<void> {
   await underLoad(base, home);
   bigLine();
   await smallMachines(base);
+  await manyMachines();
 
   api.close();
   keptAlive.destroy();

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { readlinkSync } from 'node:fs';
-import { chown, lstat, mkdir, readdir, readlink, symlink, writeFile } from 'node:fs/promises';
+import { chown, lstat, mkdir, readdir, readlink, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { apiKey, processesOf, until } from '../running-server.ts';
@@ -86,4 +86,29 @@ test('a bucket moves with dialogues and files once its turns have ended, and nob
     const { content } = await turn(front, { user_id: user, session_id: session, prompt: 'play history' });
     assert.equal(content, JSON.stringify([...prompts, 'play history']));
   }
+});
+
+test('what cannot be moved stays where it is, and says why', { skip: noMoves }, async (t) => {
+  const { front, machines } = await startStage(t, 2);
+  const buckets = await front.buckets();
+  const refused = async (args: readonly string[], reason: RegExp): Promise<void> => {
+    const mover = front.startBuckets(...args);
+    await assert.rejects(mover.done());
+    assert.match(mover.stderr, reason);
+    assert.deepEqual(await front.buckets(), buckets);
+  };
+  await refused([], /^usage: /);
+  await refused(['move', '5'], /^usage: /);
+  await refused(['move', '64', 'm1'], /there is no bucket 64/);
+  await refused(['move', '5', 'm9'], /no backend m9/);
+  await refused(['add', 'm9'], /no backend m9/);
+  const [source, target] = [named(machines, buckets[5]), buckets[5] === 'm1' ? 'm2' : 'm1'];
+  await writeFile(join(source.home, 'state/sandboxed'), '');
+  await refused(['move', '5', target], /has the sandbox, and m. has not/);
+  await rm(join(source.home, 'state/sandboxed'));
+  // As where ssh does not get there: no users seen is not no users.
+  await rename(join(front.folder, 'machines', source.name), join(front.folder, 'away'));
+  await refused(['move', '5', target], /^/);
+  await rename(join(front.folder, 'away'), join(front.folder, 'machines', source.name));
+  await front.startBuckets('move', '5', target).done();
 });

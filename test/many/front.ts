@@ -159,6 +159,13 @@ export class Front {
     return execFileSync('socat', ['-t', '10', '-', address], { input: `${line}\n`, encoding: 'utf8', stdio: ['pipe', 'pipe', 'ignore'] });
   }
 
+  /** Time its worker has had on a core, in milliseconds; the kernel counts in ticks of 10 ms (proc(5)). */
+  async cpuMs(): Promise<number> {
+    const [worker] = await childrenOf(this.#child?.pid ?? 0);
+    const fields = (await readFile(`/proc/${worker}/stat`, 'utf8')).replace(/^.*\) /, '').split(' ');
+    return 10 * (Number(fields[11]) + Number(fields[12]));
+  }
+
   /** Bucket → machine, as it is written down. */
   async buckets(): Promise<string[]> {
     const lines = (await readFile(this.map, 'utf8')).trim().split('\n').map((line) => line.split(' '));
