@@ -57,5 +57,5 @@ test(`while a user swaps files and folders for links, the server reads, removes 
   assert.ok(seen.swept > 0 && seen.sessions > 0 && seen.sessions < seen.looks, `the race was one: ${JSON.stringify(seen)}`);
   assert.deepEqual(outsideNow(), expected);
   assert.deepEqual(names.map((name) => readFileSync(join(outside, name), 'utf8')), names.map(() => 'theirs'));
-  assert.equal(descriptors(), before);
+  assert.ok(descriptors() <= before, 'none stays open');
 });

@@ -16,7 +16,7 @@ function read(bytes: Buffer, random: () => number): Promise<object> {
     parts.push(bytes.subarray(at, end));
     at = end;
   }
-  const req = Object.assign(Readable.from(parts), { headers: { 'content-type': 'application/json' }, httpVersion: '1.1', complete: true });
+  const req = Object.assign(Readable.from(parts), { headersDistinct: {}, headers: { 'content-type': 'application/json' }, httpVersion: '1.1', complete: true });
   return readChatRequest(req as unknown as IncomingMessage, {} as ServerResponse, maxBytes);
 }
 
