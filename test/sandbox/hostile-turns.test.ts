@@ -1,71 +1,9 @@
 import assert from 'node:assert/strict';
-import { createHash } from 'node:crypto';
-import { readFileSync } from 'node:fs';
-import { mkdir, readdir, readFile, realpath, writeFile } from 'node:fs/promises';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
-import { treeOf } from '../../src/host/processes.ts';
 import { callTools, promptsOf, refuse, say, startMessagesApi, toolResultsOf } from '../messages-api.ts';
-import { testWithRealClis, until, within } from '../running-server.ts';
-import { chownAll, makeSandboxedHome, noSandbox, startSandboxedServer, testSandboxed } from '../sandboxed.ts';
-
-/** The processes of this state folder that carry our marker, on the whole machine. */
-async function marked(home: string): Promise<number[]> {
-  const hash = createHash('sha256').update(await realpath(join(home, 'state'))).digest('hex').slice(0, 16);
-  const pids = (await readdir('/proc')).map(Number).filter((pid) => pid > 0);
-  const found = await Promise.all(pids.map(async (pid) => (await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '')).includes(`CLAUDEAPI_WORKER=${hash}.`)));
-  return pids.filter((_pid, i) => found[i]);
-}
-
-/** What a server started, but for the helper that compiles its sources. */
-function sandboxTree(serverPid: number): number[] {
-  return treeOf(serverPid).slice(1).filter((pid) => {
-    try {
-      return !readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('esbuild');
-    } catch {
-      return false;
-    }
-  });
-}
-
-function kill(pid: number): void {
-  try {
-    process.kill(pid, 'SIGKILL');
-  } catch {
-    // It was quicker.
-  }
-}
-
-testSandboxed('of a sandbox whose processes are killed in their first moments nothing is left, and the next turn works', async (t) => {
-  const home = await makeSandboxedHome(t);
-  const server = await startSandboxedServer(t, { CLAUDE_TIMEOUT_SECONDS: '5', CLAUDE_WARM_SECONDS: '0' }, home);
-  for (let i = 0; i < 30; i += 1) {
-    const turn = server.chat({ prompt: 'hello', user_id: 1 });
-    // In turn bubblewrap, the sandbox's first process, the CLI.
-    const pid = await until('a process', () => sandboxTree(server.pid)[i % 3]);
-    await delay(i); // the moment is the subject
-    kill(pid);
-    const { status } = await within('the turn', 20_000, turn);
-    assert.ok([200, 502, 503].includes(status), String(status));
-  }
-  await until('nothing left', async () => ((await marked(home)).length === 0 ? true : undefined));
-  await until('a server that serves', async () => ((await server.chat({ prompt: 'hello', user_id: 2 })).status === 200 ? true : undefined), 20_000);
-});
-
-// A sandbox that is half made then lives on, and the real CLI in it ends with its input.
-if (noSandbox === false) testWithRealClis('of a server that is killed while its sandboxes are made nothing is left ten seconds later', async (t, binary) => {
-  const api = await startMessagesApi(t);
-  const home = await makeSandboxedHome(t);
-  for (const ms of [0, 3, 8]) {
-    const server = await startSandboxedServer(t, { CLAUDE_BINARY_PATH: binary, ANTHROPIC_BASE_URL: api.url }, home);
-    const turns = [1, 2].map((user_id) => server.chat({ prompt: 'hello', user_id }).catch(() => {}));
-    await until('a process', () => sandboxTree(server.pid)[0]);
-    await delay(ms); // the moment is the subject
-    await server.end('SIGKILL');
-    await Promise.all(turns);
-    await until('nothing left', async () => ((await marked(home)).length === 0 ? true : undefined));
-  }
-});
+import { testWithRealClis } from '../running-server.ts';
+import { chownAll, makeSandboxedHome, noSandbox, startSandboxedServer } from '../sandboxed.ts';
 
 const secret = 'a-secret-that-nobody-inside-may-see';
 const bearer = ['authorization', `Bearer ${secret}`] as const;
