@@ -7,6 +7,7 @@ import { createClaude, type Claude } from './claude.ts';
 import { endMarked } from './cli/strays.ts';
 import type { Worker } from './cli/worker.ts';
 import type { Config } from './env.ts';
+import { openCgroups, type Cgroups } from './host/cgroups.ts';
 import { findLogin, howToLogIn, logLogin } from './host/login.ts';
 import { lockStateFolder, type Lock } from './host/lock.ts';
 import { openMemory } from './host/memory.ts';
@@ -68,7 +69,9 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
   const figures = new Figures();
   const log = figures.counting(uncounted);
   for (const message of config.warnings) log('warning', 'config', { message });
-  const { claude, lock } = await openStateFolder(config, log, onRefusal);
+  // Before anything is started: what is, is born where the server is.
+  const groups = openGroups(log);
+  const { claude, lock } = await openStateFolder(config, { log, onRefusal, groups });
   const leftovers = await endMarked(claude.markerPrefix);
   if (leftovers > 0) log('warning', 'leftovers', { message: 'ended what an earlier server left running', processes: leftovers });
 
@@ -162,14 +165,23 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
   };
 }
 
-async function openStateFolder(config: Config, log: Log, onRefusal: Surroundings['onRefusal']): Promise<{ claude: Claude; lock: Lock }> {
+function openGroups(log: Log): Cgroups | undefined {
+  const groups = openCgroups();
+  if ('open' in groups) return groups;
+  log('info', 'no_cgroups', { message: 'end users share the limits of the service', reason: groups.refusal });
+  return undefined;
+}
+
+type Opening = Pick<Surroundings, 'log' | 'onRefusal'> & { readonly groups: Cgroups | undefined };
+
+async function openStateFolder(config: Config, { log, onRefusal, groups }: Opening): Promise<{ claude: Claude; lock: Lock }> {
   let isOpen = false;
   const refuse = (error: StartError): void => {
     if (!isOpen) throw error;
     onRefusal(error);
   };
   try {
-    const claude = await createClaude(config, log, ({ reason, exitCode }) => refuse(new StartError(reason, exitCode)));
+    const claude = await createClaude(config, log, ({ reason, exitCode }) => refuse(new StartError(reason, exitCode)), groups);
     isOpen = true;
     const lock = await lockStateFolder(config.stateDir, config.childEnv['PATH'] ?? '');
     if ('refusal' in lock) throw new StartError(lock.refusal);

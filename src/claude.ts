@@ -7,7 +7,9 @@ import { openUsers, type Users } from './cli/users.ts';
 import type { CliConfig, Way } from './cli/way.ts';
 import { Worker } from './cli/worker.ts';
 import { markerName } from './cli/strays.ts';
+import type { Cgroups, ProcessGroup } from './host/cgroups.ts';
 import { findProvider } from './host/login.ts';
+import { machineExhausted } from './host/memory.ts';
 import type { Log } from './log.ts';
 import { Problem } from './problem.ts';
 import { socketPathProblem } from './sandbox/api-socket.ts';
@@ -64,9 +66,12 @@ export interface Refusal {
 
 /**
  * The CLI as configured, for one state folder. `onRefusal` is told, once, that the server must end: before this resolves
- * where that is known without a trial. Starts nothing yet. Rejects when the state folder cannot be made.
+ * where that is known without a trial. `groups`: where each process has its limits, if anywhere. Starts nothing yet. Rejects
+ * when the state folder cannot be made.
  */
-export async function createClaude(config: CliConfig, log: Log, onRefusal: (refusal: Refusal) => void): Promise<Claude> {
+export async function createClaude(
+  config: CliConfig, log: Log, onRefusal: (refusal: Refusal) => void, groups?: Pick<Cgroups, 'open'>,
+): Promise<Claude> {
   const users = await openUsers(config.stateDir);
   const tokens = createTokenCount(config.userTokensPerDay);
   const hash = createHash('sha256').update(await realpath(config.stateDir)).digest('hex').slice(0, 16);
@@ -140,14 +145,26 @@ export async function createClaude(config: CliConfig, log: Log, onRefusal: (refu
     const number = started;
     const folders = await users.prepare(userId, number);
     const own = await chosen.launch([isNew ? `--session-id=${sessionId}` : `--resume=${sessionId}`], folders, number);
+    let group: ProcessGroup | undefined;
     try {
+      group = openGroup(userId, number);
       const logFields = { user: userId, session: sessionId };
       const sandbox = own.sandbox && { ...own.sandbox, limits: { ...own.sandbox.limits, ...tokens.of(userId), logFields } };
       const { boxes, isUnchanged: isInPlace } = folders;
-      return new Worker({ ...own, sandbox, marker: `${markerPrefix}${process.pid}.${number}.`, sessionId, boxes, isInPlace });
+      const marker = `${markerPrefix}${process.pid}.${number}.`;
+      return new Worker({ ...own, sandbox, group, marker, sessionId, boxes, isInPlace });
     } catch (error) {
       await own.sandbox?.api.close();
+      await group?.end();
       throw error;
+    }
+  }
+
+  function openGroup(userId: number, number: number): ProcessGroup | undefined {
+    try {
+      return groups?.open(userId, number);
+    } catch (error) {
+      throw machineExhausted().with({ cause: error });
     }
   }
 

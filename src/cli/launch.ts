@@ -1,6 +1,7 @@
 import { spawn, type ChildProcess, type ChildProcessByStdio } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { Readable, type Writable } from 'node:stream';
+import type { ProcessGroup } from '../host/cgroups.ts';
 import { errorCode } from '../problem.ts';
 import type { ProxySocket } from '../sandbox/api-socket.ts';
 import type { TurnLimits } from '../sandbox/api-turn.ts';
@@ -20,6 +21,8 @@ export interface Launch {
   readonly marker: string;
   /** The session it serves, which the CLI is told by an argument. */
   readonly sessionId: string;
+  /** The control group it runs in; undefined where there is none to be had. */
+  readonly group?: ProcessGroup | undefined;
   /** Whether the folders it works in are still there. */
   readonly isInPlace: () => boolean;
   /** Its folders for files, and the path at which it finds the first of them. */
@@ -48,7 +51,8 @@ export type CliProcess = ChildProcessByStdio<Writable, Readable, Readable>;
  * Starts the process, in a group of its own and with the marker in its environment. What is wrong with the program itself
  * is told by its `error` event. Throws Problem `busy` when the machine has no room for it, and `sandbox_unavailable`.
  */
-export function spawnCli({ command, args, env, cwd, marker, sandbox }: Launch): CliProcess {
+export function spawnCli({ env, cwd, marker, group, sandbox, ...own }: Launch): CliProcess {
+  const { command, args } = group?.enter(own.command, own.args) ?? own;
   const options = { cwd, env: { ...env, [markerName]: marker }, detached: true };
   if (sandbox === undefined) return started(() => spawn(command, args, { ...options, stdio: ['pipe', 'pipe', 'pipe'] }));
   const filter = openFilter(sandbox);

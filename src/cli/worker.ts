@@ -61,7 +61,7 @@ export class Worker {
 
   /** Bytes of memory that would come back if it ended now, with all it started; 0 when it is gone. Takes about 0.1 ms. */
   heldBytes(): number {
-    return this.#child.pid === undefined ? 0 : heldBytes(this.#child.pid);
+    return this.#launch.group?.heldBytes() ?? heldBytes(this.#child.pid ?? 0);
   }
 
   /** The most bytes of memory it has had, pages of files included; 0 when it is gone. */
@@ -149,7 +149,7 @@ export class Worker {
       step();
     }
     this.#killGroup();
-    await endMarked(this.#launch.marker);
+    await (this.#launch.group?.end() ?? endMarked(this.#launch.marker));
     this.#endApiTurn();
     await this.#launch.sandbox?.api.close();
     await this.#launch.boxes.remove();
