@@ -11,6 +11,7 @@ import { openCgroups, type Cgroups } from './host/cgroups.ts';
 import { findLogin, howToLogIn, logLogin } from './host/login.ts';
 import { lockStateFolder, type Lock } from './host/lock.ts';
 import { openMemory } from './host/memory.ts';
+import { createReserve } from './host/reserve.ts';
 import { createStorageCheck, findShortage, logStorage } from './host/storage.ts';
 import { createCloser } from './http/connections.ts';
 import { createHealthMonitor } from './http/health.ts';
@@ -89,6 +90,7 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
     measure: (userId) => claude.measure(userId, 2 * maxUserFiles),
     shortage: () => findShortage(config.stateDir),
     max: { bytes: config.userDiskBytes, files: maxUserFiles },
+    reserve: createReserve(config.stateDir),
   });
   let isStopping = false;
   let stopped: Promise<void> | undefined;

@@ -1,3 +1,4 @@
+import type { Reserve } from '../host/reserve.ts';
 import { Problem } from '../problem.ts';
 import type { FolderSize } from '../sandbox/folder-size.ts';
 
@@ -8,15 +9,20 @@ interface DiskOptions {
   /** What the disk of all users is nearly out of; undefined where there is enough. */
   readonly shortage: () => keyof FolderSize | undefined;
   readonly max: FolderSize;
+  /** What others can go on in when one has filled the disk. */
+  readonly reserve: Reserve;
   /** How often the disk is looked at while turns run. */
   readonly watchMs?: number;
+  /** How long until the programs of a turn that was ended are gone: they would fill the reserve too. */
+  readonly giveAfterMs?: number;
 }
 
 /** What users have on disk, and what follows from it for their turns. */
 export interface DiskLimit {
   /**
    * To be asked before a turn: gives the line that tells Claude to make room, where the folder is over its limit. Throws
-   * Problem `user_storage_full` where it is over by more than a tenth. Counts only what is not known to be within it.
+   * Problem `user_storage_full` where it is over by more than a tenth, or this user filled the disk and it still is full.
+   * Counts only what is not known to be within the limit.
    */
   admit(userId: number): Promise<string | undefined>;
   /**
@@ -44,13 +50,14 @@ const recountMs = 5000;
 const leastGrowth: FolderSize = { bytes: 16 * mib, files: 1000 };
 
 /** The limit for all users. Counts nothing before it is asked. */
-export function createDiskLimit({ measure, shortage, max, watchMs = 1000 }: DiskOptions): DiskLimit {
+export function createDiskLimit({ measure, shortage, max, reserve, watchMs = 1000, giveAfterMs = 3000 }: DiskOptions): DiskLimit {
   const known = new Map<number, { readonly size: FolderSize; readonly atMs: number }>();
   const counting = new Map<number, Promise<FolderSize | undefined>>();
   const planned = new Set<number>();
   const running = new Map<number, Running>();
+  const fillers = new Set<number>();
   let watch: NodeJS.Timeout | undefined;
-  let isLooking = false;
+  let looking: Promise<void> | undefined;
 
   function count(userId: number): Promise<FolderSize | undefined> {
     const begun = counting.get(userId);
@@ -77,19 +84,38 @@ export function createDiskLimit({ measure, shortage, max, watchMs = 1000 }: Disk
     return Math.max(bytes / max.bytes, files / max.files);
   }
 
+  /** Looks at the disk, and ends whoever fills it. */
   async function look(): Promise<void> {
     const short = shortage();
-    if (short === undefined || isLooking) return;
-    isLooking = true;
-    const sizes = await Promise.all([...running].map(async ([userId, user]) => ({ user, size: await count(userId) })));
-    isLooking = false;
-    const grown = sizes.map(({ user, size }) => ({ user, growth: size && user.before ? size[short] - user.before[short] : 0 }));
-    const [most] = grown.sort((a, b) => b.growth - a.growth);
-    if (most !== undefined && most.growth >= leastGrowth[short]) for (const end of most.user.ends) end(diskFull());
+    if (short === undefined) return reserve.keep();
+    looking ??= endFiller(short).finally(() => (looking = undefined));
+    return looking;
+  }
+
+  async function endFiller(short: keyof FolderSize): Promise<void> {
+    const grown = [...running].map(async ([userId, user]) => {
+      const now = await count(userId);
+      return { userId, user, growth: now && user.before && !fillers.has(userId) ? now[short] - user.before[short] : 0 };
+    });
+    const [most] = (await Promise.all(grown)).sort((a, b) => b.growth - a.growth);
+    if (most === undefined || most.growth < leastGrowth[short]) return;
+    fillers.add(most.userId);
+    for (const end of most.user.ends) end(diskFull());
+    setTimeout(() => void (shortage() && reserve.give()), giveAfterMs).unref();
+  }
+
+  function leave(userId: number, user: Running): void {
+    if (user.ends.size > 0) return;
+    if (running.get(userId) === user) running.delete(userId);
+    if (running.size > 0) return;
+    clearInterval(watch);
+    watch = undefined;
   }
 
   return {
     async admit(userId) {
+      if (fillers.has(userId) && shortage() !== undefined) throw diskFull();
+      fillers.delete(userId);
       const last = known.get(userId);
       const isKnown = last !== undefined && (shareOf(last.size) <= mostOver || performance.now() - last.atMs < recountMs);
       const size = isKnown ? last.size : await count(userId);
@@ -106,10 +132,9 @@ export function createDiskLimit({ measure, shortage, max, watchMs = 1000 }: Disk
       return () => {
         user.ends.delete(end);
         planCount(userId);
-        if (user.ends.size === 0) running.delete(userId);
-        if (running.size > 0) return;
-        clearInterval(watch);
-        watch = undefined;
+        // One that filled it quicker than it is looked at has ended by itself.
+        if (shortage() === undefined) leave(userId, user);
+        else void look().then(() => leave(userId, user));
       };
     },
   };
@@ -126,6 +151,6 @@ function folderFull(max: FolderSize): Problem {
 }
 
 function diskFull(): Problem {
-  const detail = "The turn was stopped: the server's disk is nearly full, and this user's folder grew most.";
-  return new Problem('user_storage_full', `${detail} Have Claude remove what is not needed.`);
+  const detail = "The server's disk is nearly full, and this user's folder grew most; the operator must make room.";
+  return new Problem('user_storage_full', detail);
 }

@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
+import { readdirSync } from 'node:fs';
 import { chmod, link, mkdir, mkdtemp, readdir, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { runSizeProgram, sizeProgram, type FolderSize } from '../../src/sandbox/folder-size.ts';
 import { walkArgv, walkedFolder } from '../../src/sandbox/sandbox.ts';
-import { needs } from '../needs.ts';
+import { needs, needsToRun } from '../needs.ts';
 import { until, within } from '../running-server.ts';
 import {
   asOrdinaryUser, chownAll, makeSandboxedHome, makeSandboxedUsers, noSandbox, startSandboxedServer, testSandboxed, type SandboxedUsers,
@@ -49,17 +50,26 @@ testSandboxed('a count ends at the most files, and at its time', async (t) => {
   assert.equal(await sizeOf(users), undefined);
 });
 
-/** A folder that is a small disk of its own, in memory. */
-async function makeDisk(t: TestContext, size: string): Promise<string> {
-  const folder = await mkdtemp(join(tmpdir(), 'claude-api-disk-'));
-  execFileSync('mount', ['-t', 'tmpfs', '-o', `mode=0755,size=${size}`, 'tmpfs', folder]);
+/** A folder that is a disk of its own, of 2 GB and 100,000 files. */
+async function makeDisk(t: TestContext): Promise<string> {
+  const top = await mkdtemp(join(tmpdir(), 'claude-api-disk-'));
+  const [image, folder] = [join(top, 'image'), join(top, 'disk')];
+  await mkdir(folder);
+  await chmod(top, 0o755);
+  await writeFile(image, '');
+  await truncate(image, 2048 * mib);
+  execFileSync('mkfs.ext4', ['-q', '-N', '100000', image]);
+  execFileSync('mount', ['-o', 'loop', image, folder]);
   t.after(async () => {
     execFileSync('umount', ['--lazy', folder]);
-    await rm(folder, { recursive: true });
+    await rm(top, { recursive: true });
   });
   await chownAll(folder);
   return folder;
 }
+
+/** Why there can be no such disk here, or false. */
+const noDisk = noSandbox || needs(['root', 'mkfs.ext4'], 'makes a disk of its own') || needsToRun(['losetup', '--find'], 'a loop device', 'makes a disk of its own');
 
 testSandboxed('one who fills the folder is told to make room, then has no turn until there is room again; others are served', async (t) => {
   const home = await makeSandboxedHome(t);
@@ -79,17 +89,25 @@ testSandboxed('one who fills the folder is told to make room, then has no turn u
   assert.equal((await chat('hello', 2)).body['content'], 'you said: hello');
   for (const name of await readdir(work)) await rm(join(work, name));
   await counted(/^you said: hello$/);
-  await chat('play sh cd /work && mkdir many && seq 230000 | (cd many && xargs touch)');
-  await counted(/^user_storage_full$/);
-  assert.equal((await chat('hello', 2)).status, 200);
 });
 
-test('a turn that fills the disk is ended with 507; others are served', { skip: noSandbox || needs(['root'], 'mounts a small disk') }, async (t) => {
-  const server = await startSandboxedServer(t, { CLAUDE_STATE_DIR: await makeDisk(t, '1g') });
-  const other = server.chat({ prompt: 'play sh dd if=/dev/zero of=/work/mine bs=1M count=20 2>/dev/null; sleep 6; echo slept', user_id: 2 });
-  const fill = 'i=0; while :; do i=$((i+1)); fallocate -l 8M /work/$i || sleep 1; sleep 0.02; done';
-  const hog = await within('the end of the turn', 30_000, server.chat({ prompt: `play sh ${fill}`, user_id: 1 }));
-  assert.deepEqual([hog.status, hog.body['code']], [507, 'user_storage_full'], JSON.stringify(hog.body));
-  assert.match(String(hog.body['session_id']), /^[0-9a-f-]{36}$/);
-  assert.equal((await other).body['content'], 'slept');
-});
+for (const [what, fill] of [
+  ['bytes', 'while :; do i=$((i+1)); fallocate -l 64M /work/$i || sleep 0.1; done'],
+  ['files', 'seq 200000 | xargs touch 2>/dev/null; sleep 60'],
+] as const) {
+  test(`a turn that takes all ${what} of the disk is ended, its user has none until there is room, and others go on`, { skip: noDisk }, async (t) => {
+    const stateDir = await makeDisk(t);
+    const server = await startSandboxedServer(t, { CLAUDE_STATE_DIR: stateDir, CLAUDE_USER_DISK_MB: '10000' });
+    const codeOf = async (userId: number) => (await server.chat({ prompt: 'hello', user_id: userId })).body['code'];
+    const running = server.chat({ prompt: 'play sh sleep 8; echo slept', user_id: 2 });
+    await until('the reserve', () => (readdirSync(stateDir).includes('reserve') ? true : undefined));
+    const filler = await within('the end of the turn', 30_000, server.chat({ prompt: `play sh cd /work; ${fill}` }));
+    assert.deepEqual([filler.status, filler.body['code']], [507, 'user_storage_full'], JSON.stringify(filler.body));
+    assert.match(String(filler.body['session_id']), /^[0-9a-f-]{36}$/);
+    await until('room for others', async () => ((await codeOf(3)) === undefined ? true : undefined), 30_000);
+    assert.equal((await running).status, 200);
+    assert.equal(await codeOf(1), 'user_storage_full');
+    for (const name of await readdir(join(stateDir, 'users/1/work'))) await rm(join(stateDir, 'users/1/work', name));
+    assert.equal(await codeOf(1), undefined);
+  });
+}

@@ -51,7 +51,7 @@ async function attack(what, prompts, expected) {
   ok(`${what}: that turn alone ends`, ends.every((said) => expected.test(said)), ends.join(' '));
   const slowest = Math.max(...others.map(({ ms }) => ms));
   ok(`${what}: others are answered`, others.every(({ said }) => said === 'you said: hello again'), `${others.length} turns, the slowest ${slowest} ms (${first.ms} ms alone) ${[...new Set(others.map(({ said }) => said))]}`);
-  ok(`${what}: /health answers`, median < 3 * idle.median, `median ${median.toFixed(1)} ms, worst ${worst.toFixed(0)} ms`);
+  ok(`${what}: /health answers`, median < 10 * idle.median, `median ${median.toFixed(1)} ms, worst ${worst.toFixed(0)} ms`);
   ok(`${what}: the user is served again`, (await chat(1, 'hello')).said === 'you said: hello');
 }
 

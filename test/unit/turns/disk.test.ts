@@ -12,6 +12,7 @@ class Disk {
   readonly sizes = new Map<number, FolderSize | undefined>();
   readonly counted: number[] = [];
   shortage: keyof FolderSize | undefined;
+  readonly reserve = { isKept: false, keep: async () => void (this.reserve.isKept = true), give: async () => void (this.reserve.isKept = false) };
   readonly limit: DiskLimit;
 
   constructor() {
@@ -22,7 +23,9 @@ class Disk {
       },
       shortage: () => this.shortage,
       max: { bytes: 100 * mib, files: 1000 },
+      reserve: this.reserve,
       watchMs: 10,
+      giveAfterMs: 50,
     });
   }
 
@@ -94,4 +97,34 @@ test('turns that wrote little go on where others filled the disk', async () => {
   const looks = disk.counted.length;
   await new Promise((resolve) => setTimeout(resolve, 50));
   assert.equal(disk.counted.length, looks, 'nobody is looked at between turns');
+});
+
+test('who filled the disk has no turn while it is full, and the others get the reserve', async () => {
+  const disk = new Disk();
+  for (const userId of [1, 2]) {
+    disk.hold(userId, 10);
+    await disk.limit.admit(userId);
+  }
+  const ends: Problem[] = [];
+  const end = disk.limit.begin(1, (problem) => void ends.push(problem));
+  await until('a reserve', () => (disk.reserve.isKept ? true : undefined));
+  disk.hold(1, 60);
+  disk.shortage = 'bytes';
+  await until('the end of the turn', () => ends[0]);
+  end();
+  assert.deepEqual([await disk.refusal(1), await disk.refusal(2)], ['user_storage_full', undefined]);
+  await until('the reserve', () => (disk.reserve.isKept ? undefined : true));
+  disk.shortage = undefined;
+  assert.equal(await disk.refusal(1), undefined);
+});
+
+test('one who filled the disk and ended before it was looked at is found all the same', async () => {
+  const disk = new Disk();
+  disk.hold(1, 10);
+  await disk.limit.admit(1);
+  const end = disk.limit.begin(1, () => {});
+  disk.hold(1, 60);
+  disk.shortage = 'bytes';
+  end();
+  await until('a refusal', async () => ((await disk.refusal(1)) === 'user_storage_full' ? true : undefined));
 });
