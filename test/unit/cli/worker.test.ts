@@ -5,6 +5,7 @@ import { test } from 'node:test';
 import { Problem } from '../../../src/problem.ts';
 import { Boxes } from '../../../src/cli/boxes.ts';
 import { Worker } from '../../../src/cli/worker.ts';
+import { within } from '../../running-server.ts';
 
 const boxes = new Boxes('/nowhere');
 const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', sessionId: 'a', boxes, inbox: '/inbox', isInPlace: () => true };
@@ -34,4 +35,18 @@ test('a program below a file cannot be run', () => {
 
 test('settings that are longer than the kernel takes are an error that names it', () => {
   assert.throws(() => new Worker({ ...launch, command: '/bin/true', env: { ANTHROPIC_CUSTOM_HEADERS: 'x'.repeat(200_000) } }), { code: 'E2BIG' });
+});
+
+test('a process with a control group is started in it, weighed by it and ended with it', async () => {
+  const told: string[] = [];
+  const group = {
+    enter: (command: string, args: readonly string[]) => ({ command: '/bin/sh', args: ['-c', 'exec cat', command, ...args] }),
+    heldBytes: () => 42,
+    end: async () => void told.push('end'),
+  };
+  const worker = new Worker({ ...launch, command: '/no/such/program', group });
+  await within('what it answers', 5000, worker.started);
+  assert.equal(worker.heldBytes(), 42);
+  await within('its end', 10_000, worker.stop());
+  assert.deepEqual(told, ['end']);
 });
