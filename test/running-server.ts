@@ -245,7 +245,8 @@ export function testWithRealClis(theme: string, tests: (t: TestContext, binary: 
   }
 }
 
-function realClis(): string[] {
+/** The real CLIs to test with, as `testWithRealClis` takes them. */
+export function realClis(): string[] {
   const named = (process.env['CLAUDE_TEST_CLIS'] ?? '').split(delimiter).filter((path) => path !== '');
   if (named.length > 0) return named;
   const onPath = (process.env['PATH'] ?? '').split(delimiter).filter((folder) => folder !== '').map((folder) => join(folder, 'claude'));

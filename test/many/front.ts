@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import type { TestContext } from 'node:test';
 import { findProgram, needs, needsToRun } from '../needs.ts';
+import { asUserScript, makeSandboxedHome } from '../sandboxed.ts';
 import { apiKey, makeHome, startServer, until, within, type RunningServer } from '../running-server.ts';
 
 const run = promisify(execFile);
@@ -39,6 +40,15 @@ export class Machine {
     const home = await makeHome(t);
     const own = { HOST: `127.0.0.${number}`, CLAUDE_MAX_CONCURRENT_REQUESTS: '12', CLAUDE_QUEUE_LIMIT: '1000', ...env };
     return new Machine(t, `m${number}`, home, own, await startServer(t, own, home));
+  }
+
+  /** One whose users have the sandbox. */
+  static async startSandboxed(t: TestContext, number: number, env: Readonly<Record<string, string>>): Promise<Machine> {
+    const home = await makeSandboxedHome(t);
+    const own = { HOST: `127.0.0.${number}`, CLAUDE_SANDBOX: 'required', ...env };
+    const machine = new Machine(t, `m${number}`, home, own, await startServer(t, own, home, [asUserScript]));
+    await until('the sandbox to be tried', async () => (await fetch(`http://${machine.address}/health`)).ok || undefined, 60_000);
+    return machine;
   }
 
   get address(): string {
