@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { askByCurl, startCutter } from '../cutting-proxy.ts';
 import { openConnection, requestBytes, type Connection } from '../http-client.ts';
 import { asJson, chatPath } from '../http-stage.ts';
 import { callTools, cliEnv, promptsOf, say, startMessagesApi } from '../messages-api.ts';
@@ -6,7 +7,7 @@ import { apiKey, startServer, testWithRealClis, until } from '../running-server.
 
 testWithRealClis('a retry with a key', async (t, binary) => {
   const api = await startMessagesApi(t);
-  const server = await startServer(t, cliEnv(binary, api));
+  const server = await startServer(t, { ...cliEnv(binary, api), CLAUDE_TOOLS: 'Bash,Glob', CLAUDE_ALLOWED_TOOLS: 'Bash' });
   const keyOf = (prompt: string): string => prompt.replaceAll(' ', '-');
   const begin = async (prompt: string): Promise<Connection> => {
     const connection = await openConnection(t, server.port);
@@ -35,4 +36,29 @@ testWithRealClis('a retry with a key', async (t, binary) => {
       assert.ok(Number(line['cost']) > 0);
     });
   }
+
+  const sleeping = (seconds: number): void => {
+    const requests = [callTools([{ name: 'Bash', input: { command: `sleep ${seconds}`, description: 'waits' } }]), say(`after ${seconds}`)];
+    api.script = () => requests.shift() ?? assert.fail('asked once more');
+  };
+
+  await t.test('100 callers with one key at once have one turn, and 100 equal answers', async () => {
+    sleeping(1);
+    const ask = (user: number, prompt: string) => server.chat({ prompt, user_id: user }, { headers: { 'Idempotency-Key': 'k' }, signal: AbortSignal.timeout(20_000) });
+    const replies = await Promise.all(Array.from({ length: 100 }, () => ask(2, 'a hundred times')));
+    assert.equal(replies[0]?.body['content'], 'after 1');
+    for (const { body } of replies) assert.deepEqual(body, replies[0]?.body);
+    assert.equal(api.turns.filter((request) => promptsOf(request).at(-1) === 'a hundred times').length, 2);
+    assert.equal((await ask(2, 'something else')).body['code'], 'idempotency_conflict');
+    api.script = () => say('mine');
+    assert.equal((await ask(3, 'a hundred times')).body['content'], 'mine');
+  });
+
+  await t.test('by curl, through a proxy that cuts every connection after 2 s, on a turn of 7 s: one turn, and its answer', async () => {
+    sleeping(7);
+    const proxy = await startCutter(t, server.port, 2000);
+    assert.equal((await askByCurl(proxy.port, 'by curl'))['content'], 'after 7');
+    assert.ok(proxy.connections() >= 3, `${proxy.connections()} connections`);
+    assert.equal(api.turns.filter((request) => promptsOf(request).at(-1) === 'by curl').length, 2);
+  });
 });

@@ -1,9 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { once } from 'node:events';
-import { readFile } from 'node:fs/promises';
-import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -12,6 +9,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import type { KeyedChats } from '../../src/turns/chat.ts';
 import { KeyedTurns } from '../../src/turns/keyed.ts';
+import { askByCurl, startCutter } from '../cutting-proxy.ts';
 import { openConnection, requestBytes, type Connection } from '../http-client.ts';
 import { answer, asJson, assertProblem, chat, chatPath, eventsOf, good, start, textOf, withKey } from '../http-stage.ts';
 import { needs } from '../needs.ts';
@@ -290,35 +288,12 @@ test('10,000 keys take no more memory than they may, and each has its own answer
   assert.equal(turns, 10_001, 'the first are not');
 });
 
-/** A proxy that cuts every connection after so many milliseconds; gives its port, and how many connections it had. */
-async function startCutter(t: TestContext, port: number, cutAfterMs: number): Promise<{ port: number; connections: () => number }> {
-  let connections = 0;
-  const proxy = createServer((client) => {
-    connections += 1;
-    const upstream = connect(port, '127.0.0.1');
-    const cut = (): void => {
-      clearTimeout(timer);
-      for (const socket of [client, upstream]) socket.destroy();
-    };
-    const timer = setTimeout(cut, cutAfterMs);
-    for (const socket of [client, upstream]) socket.on('error', () => {}).on('close', cut);
-    client.pipe(upstream).pipe(client);
-  }).listen(0, '127.0.0.1');
-  await once(proxy, 'listening');
-  t.after(() => proxy.close());
-  const address = proxy.address();
-  return { port: typeof address === 'object' && address !== null ? address.port : 0, connections: () => connections };
-}
-
-test('curl --retry as in README.md, through a proxy that cuts every connection after 2 s, on a turn of 7 s: one turn, and its answer', { skip: needs(['curl', 'openssl'], 'a retry by curl') }, async (t) => {
+test('curl --retry as in README.md, through a proxy that cuts every connection after 1 s, on a turn of 3 s: one turn, and its answer', { skip: needs(['curl', 'openssl'], 'a retry by curl') }, async (t) => {
   const server = await startServer(t);
-  const proxy = await startCutter(t, server.port, 2000);
-  const readme = await readFile(join(root, 'README.md'), 'utf8');
-  const [line = ''] = /^curl --retry[^]*?(?=\n```)/m.exec(readme) ?? [];
-  const command = line.replace('127.0.0.1:8001', `127.0.0.1:${proxy.port}`).replace('<CLAUDE_API_KEY>', apiKey).replace(/"prompt": "[^"]*"/, '"prompt": "play slow 7000"');
-  const { stdout } = await within('curl', 60_000, promisify(execFile)('sh', ['-c', command]));
-  assert.equal((JSON.parse(stdout) as { content: string }).content, 'after 7000');
-  assert.ok(proxy.connections() >= 3, `${proxy.connections()} connections`);
+  const proxy = await startCutter(t, server.port, 1000);
+  const reply = await askByCurl(proxy.port, 'play slow 3000');
+  assert.equal(reply['content'], 'after 3000');
+  assert.ok(proxy.connections() >= 2, `${proxy.connections()} connections`);
   assert.deepEqual((await linesOf(server, 'turn', 1)).map((line) => [line['status'], line['cost']]), [[200, 0.25]]);
 });
 
