@@ -42,7 +42,7 @@ key() { inside sed -n 's/^CLAUDE_API_KEY=//p' "$app/.env"; }
 user=1
 chat() {
   printf 'header = "Authorization: Bearer %s"\nheader = "Content-Type: application/json"\n' "$(key)" >"$folder/curl"
-  curl -s --max-time 60 -K "$folder/curl" "${@:3}" "$url/api/v1/chat" \
+  curl -s --max-time 300 -K "$folder/curl" "${@:3}" "$url/api/v1/chat" \
     -d "$(node -e 'console.log(JSON.stringify({ prompt: process.argv[1], user_id: Number(process.argv[2]), session_id: process.argv[3] || null }))' "$1" "$user" "${2:-}")"
 }
 member() { node -e 'console.log(JSON.parse(require("fs").readFileSync(0, "utf8"))[process.argv[1]] ?? "")' "$1"; }
