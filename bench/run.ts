@@ -45,7 +45,7 @@ async function main(): Promise<void> {
     CLAUDE_SANDBOX: 'off',
     CLAUDE_STATE_DIR: join(home, 'state'),
   };
-  const config = loadConfig(base);
+  const config = { ...loadConfig(base), systemPrompt: '', mcpServers: {} };
   const cliEnv = outsideEnv(config.childEnv, { home: join(home, 'direct'), tmp: tmpdir() });
   const args = cliArguments(config, rightsOutside(config), { inbox: home, outbox: home });
   const drive = (name: string): DirectCli => new DirectCli(binary, args, cliEnv, join(home, name));

@@ -10,6 +10,7 @@ import type { Config } from './env.ts';
 import { openCgroups, type Cgroups } from './host/cgroups.ts';
 import { findLogin, howToLogIn, logLogin } from './host/login.ts';
 import { lockStateFolder, type Lock } from './host/lock.ts';
+import { readOperatorFiles, type OperatorFiles } from './host/operator-files.ts';
 import { openMemory } from './host/memory.ts';
 import { createReserve } from './host/reserve.ts';
 import { createStorageCheck, findShortage, logStorage } from './host/storage.ts';
@@ -64,15 +65,16 @@ interface Surroundings {
 
 /**
  * The wiring of all rooms. Takes the state folder for itself and ends what an earlier server left running there.
- * Throws StartError when the folder cannot be used or another server has it.
+ * Throws ConfigError for files of the operator's that are not right, StartError when the folder cannot be used or another server has it.
  */
 export async function createApp(config: Config, { log: uncounted, terminal, onRefusal }: Surroundings): Promise<App> {
   const figures = new Figures();
   const log = figures.counting(uncounted);
   for (const message of config.warnings) log('warning', 'config', { message });
+  const files = await readOperatorFiles(config);
   // Before anything is started: what is, is born where the server is.
   const groups = openGroups(log);
-  const { claude, lock } = await openStateFolder(config, { log, onRefusal, groups });
+  const { claude, lock } = await openStateFolder({ ...config, ...files }, { log, onRefusal, groups });
   const leftovers = await endMarked(claude.markerPrefix);
   if (leftovers > 0) log('warning', 'leftovers', { message: 'ended what an earlier server left running', processes: leftovers });
 
@@ -176,7 +178,12 @@ function openGroups(log: Log): Cgroups | undefined {
 
 type Opening = Pick<Surroundings, 'log' | 'onRefusal'> & { readonly groups: Cgroups | undefined };
 
-async function openStateFolder(config: Config, { log, onRefusal, groups }: Opening): Promise<{ claude: Claude; lock: Lock }> {
+interface Opened {
+  readonly claude: Claude;
+  readonly lock: Lock;
+}
+
+async function openStateFolder(config: Config & OperatorFiles, { log, onRefusal, groups }: Opening): Promise<Opened> {
   let isOpen = false;
   const refuse = (error: StartError): void => {
     if (!isOpen) throw error;

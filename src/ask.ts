@@ -8,6 +8,7 @@ import { text } from 'node:stream/consumers';
 import { createInside } from './cli/inside.ts';
 import { ConfigError, machineEnv, parseConfig, type Config } from './env.ts';
 import { findProvider } from './host/login.ts';
+import { readOperatorFiles } from './host/operator-files.ts';
 import { decideSandbox } from './sandbox/mode.ts';
 
 // What a script wants to know of the server whose .env lies in the working directory, by the server's own rules. An entry
@@ -35,6 +36,7 @@ async function main([question, source = '', ...others]: readonly string[]): Prom
     const line = `CLAUDE_API_KEY=${randomBytes(32).toString('hex')}`;
     throw new ConfigError([`CLAUDE_API_KEY: missing; add the line ${line}`], config.warnings);
   }
+  await readOperatorFiles(config);
   console.log(config.host, config.port);
   for (const warning of config.warnings) console.error(`warning: ${warning}`);
 }
@@ -51,8 +53,10 @@ function readConfig(environ: Readonly<Record<string, string>>): Config {
 
 /** Tries it in a folder of its own, so that a server that runs meanwhile is not disturbed. Rejects with the reason there is none. */
 async function trySandbox(config: Config): Promise<string> {
+  const files = await readOperatorFiles(config);
   const stateDir = await mkdtemp(join(tmpdir(), 'claude-api-'));
-  const inside = createInside({ ...config, stateDir }, { marker: `${stateDir}.`, socketFolder: join(stateDir, 'api'), log: () => {} });
+  const own = { marker: `${stateDir}.`, socketFolder: join(stateDir, 'api'), log: () => {} };
+  const inside = createInside({ ...config, ...files, stateDir }, own);
   try {
     const [isRoot, provider] = [process.getuid?.() === 0, findProvider(config.childEnv)];
     const decision = decideSandbox({ setting: 'auto', hasEverRun: false, isRoot, provider, trial: await inside.try() });

@@ -19,6 +19,7 @@ interface WorldOptions {
   readonly names?: Names;
   /** Addresses of this machine, each as a network. */
   readonly own?: readonly string[];
+  readonly startMs?: number;
   readonly connectMs?: number;
   readonly idleMs?: number;
 }
@@ -77,10 +78,15 @@ export class NetworkStage {
 
   /** A socket of one more process, in a turn. */
   async open(folder?: string): Promise<NetworkSocket & { readonly path: string }> {
+    const socket = await this.openBeforeTurn(folder);
+    socket.beginTurn({ user: 7 });
+    return socket;
+  }
+
+  async openBeforeTurn(folder?: string): Promise<NetworkSocket & { readonly path: string }> {
     const own = folder ?? (await this.#makeFolder());
     const socket = await this.proxy.open(own);
     this.#t.after(() => socket.close());
-    socket.beginTurn({ user: 7 });
     return { ...socket, path: join(own, 'n') };
   }
 

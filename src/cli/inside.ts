@@ -11,7 +11,7 @@ import { createCredentials } from '../sandbox/credentials.ts';
 import { sandboxEnv } from '../sandbox/environment.ts';
 import { networkEnv, withForwarder } from '../sandbox/forwarder.ts';
 import { createLoginFile, refreshByCli } from '../sandbox/login-file.ts';
-import { createNetworkProxy, withNetwork } from '../sandbox/network-proxy.ts';
+import { createNetworkProxy, withNetwork, type NetworkProxy } from '../sandbox/network-proxy.ts';
 import {
   inside, openFilter, rootOptions, sandboxArgv, walkArgv, walkedFolder, writeOwnFiles, type Folders, type Machine,
 } from '../sandbox/sandbox.ts';
@@ -21,9 +21,9 @@ import { Boxes } from './boxes.ts';
 import { allowedModels, subagentModel } from './models.ts';
 import { sandboxUnavailable } from './outcome.ts';
 import { claudeNotFound, findProgram } from './program.ts';
-import { endMarked, markerName } from './strays.ts';
 import { hasTool, rightsInside } from './rights.ts';
-import { tryTurn } from './trial-turn.ts';
+import { endMarked, markerName } from './strays.ts';
+import { tryTurn, type TrialTurn } from './trial-turn.ts';
 import { cliArguments, defaultEnv, type CliConfig, type Way } from './way.ts';
 
 /** The CLI in a sandbox, with the API behind the API proxy. */
@@ -50,11 +50,13 @@ interface Present {
 }
 
 /** What a trial found to work: this CLI, with this kind of login. */
-interface Tried {
+interface Tried extends Shown {
   readonly key: string;
   readonly machine: Machine;
-  readonly models: readonly string[];
 }
+
+/** What its turn showed. */
+type Shown = Exclude<TrialTurn, { readonly problem: string }>;
 
 // For both steps together; a cold machine of 1 GB takes seconds for the first start.
 const trialTimeoutMs = 60_000;
@@ -74,8 +76,8 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
   const credentials = createCredentials(childEnv, createLoginFile(loginFilePath(childEnv), refreshLogin));
   let tried: Tried | undefined;
   let trying: Promise<Trial> | undefined;
-  const { network: hosts } = config;
-  const network = hosts.length > 0 ? createNetworkProxy({ hosts, addresses: createAddressCheck(), log }) : undefined;
+  const hasServers = Object.keys(config.mcpServers).length > 0;
+  const network = openNetwork(config, log, hasServers);
   const proxy = createApiProxy({
     upstream: createUpstream({ baseUrl: gateway ?? 'https://api.anthropic.com', env: childEnv }),
     credentials,
@@ -94,15 +96,8 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     return { env: { ...env, ...(network !== undefined && networkEnv) }, leftOut };
   }
 
-  async function openSockets(folder: string): Promise<Omit<ProxySocket, 'path'>> {
-    const api = await proxy.open(folder);
-    if (network === undefined) return api;
-    try {
-      return withNetwork(api, await network.open(folder));
-    } catch (error) {
-      await api.close();
-      throw error;
-    }
+  async function openSockets(folder: string): Promise<ProxySocket> {
+    return withNetwork(await proxy.open(folder), network);
   }
 
   /** The CLI with these options in a sandbox with these folders. */
@@ -132,8 +127,8 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
         return { works: false, reason: `there is no seccomp filter for ${process.arch}.`, isLasting: true };
       }
       const machine = { bwrap, claude, node: process.execPath, ownFiles, root: rootOptions() };
-      const { trial, models } = await tryOn(machine, Object.keys(placeholders).length > 0 ? placeholders : anyLogin);
-      if (trial.works) tried = { key, machine, models };
+      const { trial, shown } = await tryOn(machine, Object.keys(placeholders).length > 0 ? placeholders : anyLogin);
+      if (shown !== undefined) tried = { key, machine, ...shown };
       return trial;
     } catch (error) {
       return { works: false, reason: `CLAUDE_STATE_DIR cannot be used for it: ${describeBug(error)}`, isLasting: false };
@@ -142,24 +137,30 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     }
   }
 
-  async function tryOn(machine: Machine, placeholders: Present['placeholders']): Promise<{ trial: Trial; models: readonly string[] }> {
+  async function tryOn(machine: Machine, placeholders: Present['placeholders']): Promise<{ trial: Trial; shown?: Shown }> {
     const api = join(socketFolder, 'trial');
     const { boxes, ...folders } = await trialFolders(join(ownFiles, 'trial'));
     const { env } = environment(placeholders);
     const withMarker = { ...env, [markerName]: marker };
     const args = sandboxArgv(machine, folders, trialProgram);
     const trial = await trySandbox({ command: machine.bwrap, args, env: withMarker, filter: openFilter(machine) }, trialTimeoutMs);
-    if (!trial.works) return { trial, models: [] };
+    if (!trial.works) return { trial };
     const sessionId = randomUUID();
     const startedAt = performance.now();
     const command = commandLine(machine, { ...folders, api }, [`--session-id=${sessionId}`]);
     const launch = { ...command, env, cwd: '/', marker, sessionId, boxes, inbox: inside.inbox, isInPlace: () => true };
     const timeoutMs = Math.ceil(trialTimeoutMs - trial.durationMs);
-    const turn = await tryTurn({ launch, openFilter: () => openFilter(machine), socketFolder: api, log, timeoutMs });
+    const parts = { openFilter: () => openFilter(machine), socketFolder: api, network, log };
+    const turn = await tryTurn({ launch, ...parts, timeoutMs });
     await rm(join(ownFiles, 'trial'), { recursive: true, force: true });
     const durationMs = trial.durationMs + performance.now() - startedAt;
-    if ('models' in turn) return { trial: { ...trial, durationMs }, models: turn.models };
-    return { trial: { works: false, reason: turn.problem, isLasting: durationMs < trialTimeoutMs }, models: [] };
+    if ('models' in turn) {
+      // bubblewrap twice, the CLI and the forwarder; the operator's servers are as many as they are.
+      const own = network === undefined ? 3 : 4;
+      const processes = hasServers ? Math.max(own, turn.processes) : own;
+      return { trial: { ...trial, durationMs }, shown: { ...turn, processes } };
+    }
+    return { trial: { works: false, reason: turn.problem, isLasting: durationMs < trialTimeoutMs } };
   }
 
   /** What works now; tried again where CLI or login are others than those that were tried. */
@@ -179,7 +180,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     leftOut: () => environment({}).leftOut,
 
     async launch(options, { home, work, tmp, boxes }, number) {
-      const { machine, placeholders } = await ready();
+      const { machine, placeholders, processes } = await ready();
       const socket = join(socketFolder, String(number));
       const api = await openSockets(socket).catch((error: unknown) => {
         throw unavailable(describeBug(error) ?? '');
@@ -190,7 +191,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
         env: environment(placeholders).env,
         cwd: '/',
         inbox: inside.inbox,
-        sandbox: { openFilter: () => openFilter(machine), api, limits, processes: network === undefined ? 3 : 4 },
+        sandbox: { openFilter: () => openFilter(machine), api, limits, processes },
       };
     },
 
@@ -222,6 +223,14 @@ async function trialFolders(top: string): Promise<Folders & { readonly boxes: Bo
   const folders = { home: join(top, 'home'), work: join(top, 'work'), tmp: join(top, 'tmp') };
   for (const path of [...Object.values(folders), boxes.inbox, boxes.outbox]) await mkdir(path, { recursive: true, mode: 0o700 });
   return { ...folders, inbox: boxes.inbox, outbox: boxes.outbox, boxes };
+}
+
+// As long as the CLI's first turn waits for them.
+const serversStartMs = 30_000;
+
+function openNetwork({ network: hosts }: CliConfig, log: Log, hasServers: boolean): NetworkProxy | undefined {
+  if (hosts.length === 0) return undefined;
+  return createNetworkProxy({ hosts, addresses: createAddressCheck(), log, startMs: hasServers ? serversStartMs : 0 });
 }
 
 /** The operator's own address in the place of Anthropic's. */

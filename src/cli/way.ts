@@ -1,4 +1,5 @@
 import type { Config } from '../env.ts';
+import type { OperatorFiles } from '../host/operator-files.ts';
 import type { Launch } from './launch.ts';
 import type { UserFolders } from './users.ts';
 
@@ -24,7 +25,7 @@ export type CliConfig = Pick<
   Config,
   | 'allowedTools' | 'childEnv' | 'claudeBinary' | 'keepDays' | 'maxTurns' | 'models' | 'network' | 'permissionMode' | 'runtimeDir'
   | 'sandbox' | 'settingSources' | 'stateDir' | 'tools' | 'userTokensPerDay'
->;
+> & OperatorFiles;
 
 /** What the CLI may do, decided by the way it is run. */
 export interface CliRights {
@@ -58,11 +59,14 @@ type BoxPaths = Readonly<Record<'inbox' | 'outbox', string>>;
  * is taken for another option. Never the prompt.
  */
 export function cliArguments(
-  { keepDays, maxTurns, models }: Pick<CliConfig, 'keepDays' | 'maxTurns' | 'models'>,
+  { keepDays, maxTurns, models, systemPrompt, mcpServers }: Pick<CliConfig, 'keepDays' | 'maxTurns' | 'models' | keyof OperatorFiles>,
   rights: CliRights,
   boxes: BoxPaths,
   settings: Readonly<Record<string, unknown>> = {},
 ): string[] {
+  const servers = Object.keys(mcpServers);
+  // The operator's servers need no permission: that they are there is one (fact 73).
+  const allowed = [rights.allowedTools, ...servers.map((name) => `mcp__${name}`)].filter((tools) => tools !== '').join(',');
   return [
     '-p',
     '--input-format=stream-json',
@@ -78,14 +82,16 @@ export function cliArguments(
     `--max-turns=${maxTurns}`,
     `--add-dir=${boxes.inbox}`,
     `--add-dir=${boxes.outbox}`,
-    `--append-system-prompt=${systemPrompt(boxes)}`,
+    `--append-system-prompt=${[aboutFiles(boxes), systemPrompt].join('\n\n').trimEnd()}`,
     ...models.slice(0, 1).map((model) => `--model=${model}`),
-    ...(rights.allowedTools === '' ? [] : [`--allowedTools=${rights.allowedTools}`]),
+    // What was checked at the start, not the file: whoever edits that is heard at the next start.
+    ...(servers.length === 0 ? [] : [`--mcp-config=${JSON.stringify({ mcpServers })}`]),
+    ...(allowed === '' ? [] : [`--allowedTools=${allowed}`]),
   ];
 }
 
-/** What is added to the CLI's own system prompt. In the sandbox the same for every process: what is equal is cached. */
-function systemPrompt({ inbox, outbox }: BoxPaths): string {
+/** What Claude is told of files. In the sandbox the same for every process: what is equal is cached. */
+function aboutFiles({ inbox, outbox }: BoxPaths): string {
   const coming = `Files that the user sends are in ${inbox}, for one turn only: copy what you need later.`;
   const going = `To give the user a file, put it into ${outbox} itself, not into a folder there: up to 20 files, 8 MiB together.`;
   return `${coming} ${going} They are sent with your answer; nothing else on this machine can be seen by the user.`;

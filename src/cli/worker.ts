@@ -116,7 +116,12 @@ export class Worker {
 
   /** A result that a tool forged, or a program left in the background, must not go on working in a warm process. */
   #stopIfBusy(): void {
-    if (this.isReusable && treeOf(this.#child.pid ?? 0).length > (this.#launch.sandbox?.processes ?? Infinity)) void this.stop();
+    if (this.isReusable && this.countProcesses() > (this.#launch.sandbox?.processes ?? Infinity)) void this.stop();
+  }
+
+  /** How many processes there are now, what they started included. */
+  countProcesses(): number {
+    return treeOf(this.#child.pid ?? 0).length;
   }
 
   /** Whether the CLI read the login at its start, so that another one is used only by another process. */

@@ -69,6 +69,10 @@ export const settings = {
     'CLAUDE_USER_TOKENS_PER_DAY', '', optional(integer(1, 1_000_000_000)),
     'tokens a day (UTC) and `user_id`, cached ones included; counted in the sandbox',
   ),
+  systemPromptFile: setting(
+    'CLAUDE_SYSTEM_PROMPT_FILE', '', optional(absolutePathRule), 'a file of text that Claude is told in every dialogue',
+  ),
+  mcpConfigFile: setting('CLAUDE_MCP_CONFIG', '', optional(absolutePathRule), 'a file of MCP servers for every dialogue'),
   keepDays: setting('CLAUDE_KEEP_DAYS', '30', integer(1, 36_500), 'days a dialogue is kept after its last turn'),
   stateDir: setting(
     'CLAUDE_STATE_DIR', '',

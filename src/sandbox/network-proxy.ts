@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { chmod, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { connect, isIP, type Socket } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { pipeline } from 'node:stream';
 import { hasHost, type HostList } from '../host/host-list.ts';
 import type { Fields, Log } from '../log.ts';
@@ -17,7 +17,7 @@ export interface NetworkProxy {
   open(folder: string): Promise<NetworkSocket>;
 }
 
-/** The network as one process sees it: closed but for its turns. */
+/** The network as one process sees it: closed but for its turns, and its start where that is wanted. */
 export interface NetworkSocket {
   /** `logFields`: what a line of the log says of whose turn it is. */
   beginTurn(logFields: Fields): void;
@@ -31,6 +31,8 @@ interface NetworkProxyOptions {
   readonly hosts: HostList;
   readonly addresses: AddressCheck;
   readonly log: Log;
+  /** How long it is open from a process's start on: what the operator starts beside the CLI connects before the first turn. */
+  readonly startMs?: number;
   /** The addresses a name has now; none for a name that is not known. */
   readonly resolve?: (host: string) => Promise<readonly string[]>;
   /** Begins a connection to port 443 of this address. */
@@ -52,10 +54,9 @@ const maxNamed = 20;
 const maxAddresses = 4;
 const maxHostLength = 253;
 
-/** One turn: the clients' connections, and the hosts that were refused. */
+/** A turn, or the time before the first one: whose it is, and the hosts that were refused. */
 interface Turn {
   readonly logFields: Fields;
-  readonly clients: Set<Socket>;
   readonly refused: Set<string>;
 }
 
@@ -64,16 +65,12 @@ class Refused extends Error {}
 
 /** A proxy without sockets yet. Starts nothing. */
 export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
-  const { hosts, addresses, log, resolve = lookUp, dial = dialHttps, connectMs = 10_000, idleMs = 300_000 } = options;
+  const { hosts, addresses, log, startMs = 0, resolve = lookUp, dial = dialHttps, connectMs = 10_000, idleMs = 300_000 } = options;
   let tunnels = 0;
 
   async function serve(client: Socket, target: string, head: Buffer, turn: Turn): Promise<void> {
     tunnels += 1;
-    turn.clients.add(client);
-    client.once('close', () => {
-      tunnels -= 1;
-      turn.clients.delete(client);
-    });
+    client.once('close', () => (tunnels -= 1));
     try {
       if (tunnels > maxTunnels) return answer(client, 503, 'Too many connections');
       const upstream = await reach(client, target);
@@ -116,7 +113,8 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
   return {
     async open(folder) {
       const path = join(folder, networkSocketName);
-      let turn: Turn | undefined;
+      const clients = new Set<Socket>();
+      let turn: Turn | undefined = startMs > 0 ? { logFields: {}, refused: new Set() } : undefined;
       const server = createServer({ headersTimeout: connectMs, connectionsCheckingInterval: connectMs / 2 }, (_req, res) => {
         res.on('error', () => {});
         res.writeHead(403, onlyHttps, { connection: 'close' }).end();
@@ -124,6 +122,8 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
       server.maxConnections = maxConnections;
       server.on('connect', ({ url = '', socket }, _stream, head: Buffer) => {
         socket.on('error', () => {});
+        clients.add(socket);
+        socket.once('close', () => clients.delete(socket));
         if (turn === undefined) answer(socket, 403, 'The network is closed between turns');
         else void serve(socket, url, head, turn);
       });
@@ -133,15 +133,18 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
       await chmod(path, 0o600);
       server.on('error', () => {}); // a connection that could not be taken is the client's failure
       const endTurn = (): void => {
-        for (const client of turn?.clients ?? []) client.destroy();
+        for (const client of clients) client.destroy();
         turn = undefined;
       };
+      const startTimer = setTimeout(endTurn, startMs).unref();
       return {
         beginTurn(logFields) {
-          turn = { logFields, refused: new Set(), clients: new Set() };
+          clearTimeout(startTimer);
+          turn = { logFields, refused: new Set() };
         },
         endTurn,
         async close() {
+          clearTimeout(startTimer);
           endTurn();
           server.close();
           server.closeAllConnections();
@@ -199,8 +202,16 @@ async function lookUp(host: string): Promise<string[]> {
   return answers.flatMap((each) => (each.status === 'fulfilled' ? each.value : []));
 }
 
-/** The socket of the API with the network's beside it: both are open in the same turns. */
-export function withNetwork(api: ProxySocket, network: NetworkSocket): ProxySocket {
+/**
+ * The API's socket with one of the network, where there is one, beside it in its folder: both are open in the same turns.
+ * Rejects with the system's error; then both are closed.
+ */
+export async function withNetwork(api: ProxySocket, proxy: NetworkProxy | undefined): Promise<ProxySocket> {
+  if (proxy === undefined) return api;
+  const network = await proxy.open(dirname(api.path)).catch(async (error: unknown) => {
+    await api.close();
+    throw error;
+  });
   return {
     ...api,
     beginTurn(limits) {

@@ -1,11 +1,14 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { copyFile, chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createServer } from 'node:https';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { test, type TestContext } from 'node:test';
 import { networkEnv, withForwarder } from '../../src/sandbox/forwarder.ts';
+import type { NetworkSocket } from '../../src/sandbox/network-proxy.ts';
 import { attempt, callTools, say, startMessagesApi, toolNamesOf, toolResultsOf } from '../messages-api.ts';
 import { needsToRun } from '../needs.ts';
 import { NetworkStage } from '../network-stage.ts';
@@ -26,6 +29,8 @@ const trust = {
 class World {
   readonly stage: NetworkStage;
   readonly users: SandboxedUsers;
+  /** Before its first turn, where the world was made so. */
+  socket: NetworkSocket | undefined;
   /** What was asked for: host and path. */
   readonly asked: string[] = [];
 
@@ -41,18 +46,19 @@ class World {
   }
 }
 
-async function makeWorld(t: TestContext, claude?: string): Promise<World> {
+async function makeWorld(t: TestContext, claude?: string, startMs = 0): Promise<World> {
   const users = await makeSandboxedUsers(t, claude);
   const folder = await mkdtemp(join(tmpdir(), 'world-'));
   t.after(() => rm(folder, { recursive: true, force: true }));
   const names = ['site', 'registry', 'pypi', 'git'].map((name) => `${name}.world.example`);
-  const stage = new NetworkStage(t, { hosts: ['*.world.example'], names: Object.fromEntries([...names, 'other.example'].map((name) => [name, [address]])) });
+  const stage = new NetworkStage(t, { hosts: ['*.world.example'], startMs, names: Object.fromEntries([...names, 'other.example'].map((name) => [name, [address]])) });
   const world = new World(stage, users);
   const certificate = ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '1', '-subj', '/CN=made up', '-addext', 'subjectAltName=DNS:*.world.example'];
   execFileSync('openssl', [...certificate, '-keyout', join(folder, 'key'), '-out', join(folder, 'cert')], { stdio: 'ignore', timeout: 10_000 });
   const server = createServer({ key: await readFile(join(folder, 'key')), cert: await readFile(join(folder, 'cert')) }, (req, res) => {
     const path = `${req.headers.host}${decodeURIComponent((req.url ?? '').replace(/\?.*/, ''))}`;
     world.asked.push(path);
+    if (path.endsWith('/mcp')) return void answerMcp(req, res);
     if (path.endsWith('/away')) return void res.writeHead(302, { location: 'https://other.example/' }).end();
     readFile(join(folder, path.endsWith('/') ? `${path}index.html` : path)).then(
       (body) => res.writeHead(200, { 'content-type': /(\/|html)$/.test(path) ? 'text/html' : 'application/octet-stream' }).end(body),
@@ -69,9 +75,23 @@ async function makeWorld(t: TestContext, claude?: string): Promise<World> {
   const { home, api = '' } = users.folders(1);
   await copyFile(join(folder, 'cert'), join(home, 'ca.pem'));
   await chownAll(home);
-  await stage.open(api);
+  if (startMs === 0) await stage.open(api);
+  else world.socket = await stage.openBeforeTurn(api);
   await chmod(join(api, 'n'), 0o777);
   return world;
+}
+
+/** An MCP server over HTTP that answers each call by itself (Streamable HTTP of the MCP specification). */
+async function answerMcp(req: IncomingMessage, res: ServerResponse): Promise<void> {
+  if (req.method !== 'POST') return void res.writeHead(405).end();
+  const { id, method, params } = JSON.parse(await text(req)) as { id?: number; method: string; params: { protocolVersion?: string } };
+  if (id === undefined) return void res.writeHead(202).end();
+  const results: Readonly<Record<string, unknown>> = {
+    initialize: { protocolVersion: params?.protocolVersion, capabilities: { tools: {} }, serverInfo: { name: 'remote', version: '1' } },
+    'tools/list': { tools: [{ name: 'greet', description: 'greets', inputSchema: { type: 'object', properties: {} } }] },
+    'tools/call': { content: [{ type: 'text', text: 'hello from far away' }] },
+  };
+  res.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify({ jsonrpc: '2.0', id, result: results[method] ?? {} }));
 }
 
 const pages = {
@@ -183,6 +203,28 @@ if (lacks === false) testWithRealClis('the real CLI with a network', async (t, b
     assert.ok(results.slice(1).every(({ text }) => !text.includes('a summary')), JSON.stringify(results));
     assert.deepEqual(world.asked.filter((path) => path.startsWith('other.example')), []);
     assert.deepEqual(new Set(world.stage.dialled), new Set([address]));
+  });
+
+  await t.test('has an MCP server of the operator\'s that is far away, from its start on and in each turn', async (t) => {
+    const world = await makeWorld(t, binary, 30_000);
+    const api = await startMessagesApi(t);
+    await wire(t, world.users, api);
+    const config = JSON.stringify({ mcpServers: { remote: { type: 'http', url: 'https://site.world.example/mcp' } } });
+    const cli = startCli(world.users, ['--strict-mcp-config', `--mcp-config=${config}`], 1, { ...networkEnv, ...trust });
+    await until('a connection before the first turn', () => world.asked.includes('site.world.example/mcp') || undefined);
+    for (const prompt of ['greet', 'greet again']) {
+      world.socket?.beginTurn({});
+      let isAsked = false;
+      api.script = () => {
+        if (isAsked) return say('done');
+        isAsked = true;
+        return callTools([{ name: 'mcp__remote__greet', input: {} }]);
+      };
+      assert.equal((await turn(cli, prompt))['result'], 'done');
+      assert.match(toolResultsOf(api.turns.at(-1) ?? assert.fail('asked')).at(-1)?.text ?? '', /hello from far away/);
+      world.socket?.endTurn();
+    }
+    await leave(cli);
   });
 
   await t.test('has WebFetch and the variables by CLAUDE_NETWORK, hears and logs what is refused, and stays warm', async (t) => {

@@ -167,6 +167,23 @@ test('without a turn nothing is connected; with its end everything is cut', asyn
   assert.deepEqual(stage.dialled, [here, here]);
 });
 
+test('before the first turn it is open for as long as the operator\'s own servers need, and then cut', async (t) => {
+  const stage = await setStage(t, { startMs: 400 });
+  const socket = await stage.openBeforeTurn();
+  const { connection } = await stage.tunnel(socket, 'allowed.example:443');
+  await echoes(connection, 'hello');
+  await connection.ended();
+  assert.equal((await stage.tunnel(socket, 'allowed.example:443')).status, 403);
+  const other = await stage.openBeforeTurn();
+  const startedAt = performance.now();
+  const kept = await stage.tunnel(other, 'allowed.example:443');
+  other.beginTurn({ user: 7 });
+  await until('more than the start', () => (performance.now() - startedAt > 600 ? true : undefined));
+  await echoes(kept.connection, 'still there');
+  other.endTurn();
+  await kept.connection.ended();
+});
+
 test('a cut on one side ends the other', async (t) => {
   const stage = await setStage(t);
   const sides: Socket[] = [];

@@ -12,7 +12,7 @@ test('without any setting the defaults hold and the server stays on loopback', (
   assert.deepEqual(loadConfig(home), {
     apiKey: undefined, host: '127.0.0.1', port: 8001, turnTimeoutMs: 300_000, maxTurns: 50, claudeBinary: 'claude',
     maxWorkers: undefined, queueLimit: 100, queueTimeoutMs: 60_000, warmMs: 300_000, models: [],
-    sandbox: 'auto', network: [], tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined, keepDays: 30, userDiskBytes: 2_147_483_648, userTokensPerDay: undefined,
+    sandbox: 'auto', network: [], tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined, systemPromptFile: undefined, mcpConfigFile: undefined, keepDays: 30, userDiskBytes: 2_147_483_648, userTokensPerDay: undefined,
     runtimeDir: '/home/claude/.local/state/claude-api/run',
     stateDir: '/home/claude/.local/state/claude-api', corsOrigins: [], rateLimitPerMinute: 0,
     maxBodyBytes: 16_777_216, drainTimeoutMs: 30_000, childEnv: { HOME: '/home/claude' }, warnings: [],
@@ -306,7 +306,7 @@ test('the CLI never sees a setting of ours, a stranger, or the session the serve
     CLAUDE_TIMEOUT_SECONDS: '1', CLAUDE_MAX_TURNS: '1', CLAUDE_BINARY_PATH: 'c',
     CLAUDE_MAX_CONCURRENT_REQUESTS: '1', CLAUDE_QUEUE_LIMIT: '1', CLAUDE_QUEUE_SECONDS: '1', CLAUDE_WARM_SECONDS: '1',
     CLAUDE_MODEL: 'm', CLAUDE_TOOLS: 't', CLAUDE_ALLOWED_TOOLS: 't', CLAUDE_PERMISSION_MODE: 'plan',
-    CLAUDE_SANDBOX: 'auto', CLAUDE_NETWORK: 'none', CLAUDE_SETTING_SOURCES: 'user', CLAUDE_KEEP_DAYS: '1', CLAUDE_USER_DISK_MB: '1', CLAUDE_USER_TOKENS_PER_DAY: '1', CLAUDE_STATE_DIR: '/s', CORS_ORIGINS: '*', RATE_LIMIT_PER_MINUTE: '1',
+    CLAUDE_SANDBOX: 'auto', CLAUDE_NETWORK: 'none', CLAUDE_SETTING_SOURCES: 'user', CLAUDE_SYSTEM_PROMPT_FILE: '/s', CLAUDE_MCP_CONFIG: '/m', CLAUDE_KEEP_DAYS: '1', CLAUDE_USER_DISK_MB: '1', CLAUDE_USER_TOKENS_PER_DAY: '1', CLAUDE_STATE_DIR: '/s', CORS_ORIGINS: '*', RATE_LIMIT_PER_MINUTE: '1',
     MAX_BODY_BYTES: '2048', SHUTDOWN_SECONDS: '1',
   };
   assert.deepEqual(Object.keys(valid).sort(), [...settingNames].sort());
