@@ -48,7 +48,7 @@ export const networkSocketName = 'n';
 
 /** npm and git have some ten at once. */
 const maxConnections = 64;
-const maxTunnels = 512;
+const maxTunnels = 256;
 // Lines of the log in one turn: a name is said once, and whoever tries names by the thousand is no news after these.
 const maxNamed = 20;
 const maxAddresses = 4;

@@ -14,7 +14,7 @@ import { needsToRun } from '../needs.ts';
 import { NetworkStage } from '../network-stage.ts';
 import { testWithRealClis, until } from '../running-server.ts';
 import { leave, startCli, turn, wire } from '../sandboxed-cli.ts';
-import { chownAll, insideEnv, makeSandboxedHome, makeSandboxedUsers, noSandbox, startSandboxedServer, testSandboxed, type Outcome, type SandboxedUsers } from '../sandboxed.ts';
+import { chownAll, insideEnv, makeSandboxedHome, makeSandboxedUsers, noneWith, noSandbox, startSandboxedServer, testSandboxed, unlike, type Outcome, type SandboxedUsers } from '../sandboxed.ts';
 
 const address = '93.184.215.14';
 const caFile = '/home/claude/ca.pem';
@@ -165,13 +165,21 @@ test('through the network proxy, from inside', { skip: lacks }, async (t) => {
   });
 });
 
-testSandboxed('the program beside the forwarder keeps its streams and its end, and the forwarder says nothing and ends with it', async (t) => {
+testSandboxed('the program beside the forwarder keeps its streams and its end', async (t) => {
   const users = await makeSandboxedUsers(t);
   const start = (script: string) => users.start(withForwarder(['/bin/bash', '-c', script, 'name with "quotes"', '$(x)']), 1);
   const process = start('cat; printf "%s|%s" "$0" "$1"; echo bad >&2; exit 7');
   process.child.stdin.end('in\n');
   const { code, stdout, stderr } = await process.ended();
   assert.deepEqual([code, stdout, stderr], [7, 'in\nname with "quotes"|$(x)', 'bad\n']);
+  assert.equal((await start('kill -KILL $$').ended()).code, 137);
+});
+
+testSandboxed('whoever ends the forwarder ends all there is, and nothing can stand in its place', async (t) => {
+  const users = await makeSandboxedUsers(t);
+  const script = `setsid -f sleep ${unlike(51)}; kill -KILL $PPID; sleep ${unlike(51)}`;
+  assert.equal((await users.start(withForwarder(['/bin/bash', '-c', script])).ended()).code, 137);
+  await noneWith(`sleep ${unlike(51)}`);
 });
 
 if (lacks === false) testWithRealClis('the real CLI with a network', async (t, binary) => {
