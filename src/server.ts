@@ -1,5 +1,6 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
+import { createBodyMemory } from './http/body-memory.ts';
 import { answerBroken } from './http/broken.ts';
 import { exchangeOf, type Exchange } from './http/exchange.ts';
 import { answerRequest, type RouteOptions } from './http/routes.ts';
@@ -28,12 +29,18 @@ const defaultTimeouts: Timeouts = {
 };
 
 /** What the HTTP side needs of the rest of the server. */
-export interface ServerOptions extends RouteOptions {
+export interface ServerOptions extends Omit<RouteOptions, 'holdBody'> {
   readonly timeouts?: Partial<Timeouts>;
+  /** What large bodies may take together, from their arrival to their answer. */
+  readonly maxHeldBytes?: number;
 }
+
+// On the smallest machine, of 1 GB, the processes need the rest.
+const defaultMaxHeldBytes = 128 * 1024 * 1024;
 
 /** The HTTP side: connections, and what becomes of those that break the rules; the routes answer. Does not listen yet. */
 export function createHttpServer(options: ServerOptions): Server {
+  const routes = { ...options, holdBody: createBodyMemory(options.maxHeldBytes ?? defaultMaxHeldBytes) };
   const timeouts = { ...defaultTimeouts, ...options.timeouts };
   const server = createServer({
     headersTimeout: timeouts.headersMs,
@@ -61,7 +68,7 @@ export function createHttpServer(options: ServerOptions): Server {
       if (res.writableEnded) req.socket.destroy();
       else req.socket.setTimeout(timeouts.keepAliveMs);
     });
-    void answerRequest(exchange, options, timeouts);
+    void answerRequest(exchange, routes, timeouts);
   };
   for (const event of ['request', 'checkContinue', 'checkExpectation']) server.on(event, onRequest);
   answerBroken(server, answering, options.log, timeouts.headersMs);

@@ -1,14 +1,19 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { ChatRequest } from '../turns/chat.ts';
 import { Problem } from '../problem.ts';
+import type { BodyHold } from './body-memory.ts';
 import { readFiles, type FieldError } from './files.ts';
 import { fingerprintOf, isKey } from './idempotency.ts';
 
 type Json = Readonly<Record<string, unknown>>;
+type RequestAndAnswer = { readonly req: IncomingMessage; readonly res: ServerResponse };
 
 // A caller that is refused in mid-body gets this much more read and thrown away, so that it sees the answer and may go
 // on with the connection; beyond it the connection is cut.
 const maxDiscardedBytes = 64 * 1024 * 1024;
+
+// Not counted: a prompt finds its way also while files take all the memory there is for bodies.
+const smallBytes = 64 * 1024;
 
 const sessionIdPattern = /^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$/;
 
@@ -17,11 +22,11 @@ const example = '{"prompt": "Hello", "user_id": 1}';
 /**
  * The body of a chat request, read and checked. Throws Problem: 415 for another type than JSON, 413 once more than
  * `maxBytes` have come, 400 for what is no JSON object in UTF-8, 422 with every wrong field at once, 408 when the
- * caller goes away. Sends `100 Continue` where the caller waits for it (RFC 9110 section 10.1.1).
+ * caller goes away, 503 when too many large bodies are held (`hold`). Sends `100 Continue` where the caller waits for it (RFC 9110 section 10.1.1).
  */
-export async function readChatRequest(req: IncomingMessage, res: ServerResponse, maxBytes: number): Promise<ChatRequest> {
+export async function readChatRequest({ req, res }: RequestAndAnswer, maxBytes: number, hold: BodyHold): Promise<ChatRequest> {
   requireJsonType(req);
-  const body = parseObject(await readBytes(req, res, maxBytes));
+  const body = parseObject(await readBytes({ req, res }, maxBytes, hold));
   const request = parseChatRequest(body, req.headersDistinct);
   const key = req.headers['idempotency-key'];
   return typeof key === 'string' ? { ...request, retryKey: { key, fingerprint: fingerprintOf(body) } } : request;
@@ -122,7 +127,7 @@ function requireJsonType(req: IncomingMessage): void {
   throw new Problem('unsupported_media_type', detail);
 }
 
-function readBytes(req: IncomingMessage, res: ServerResponse, maxBytes: number): Promise<Buffer> {
+function readBytes({ req, res }: RequestAndAnswer, maxBytes: number, hold: BodyHold): Promise<Buffer> {
   const tooLarge = new Problem('body_too_large', `The body is larger than the ${maxBytes} bytes that MAX_BODY_BYTES allows.`);
   if (Number(req.headers['content-length'] ?? 0) > maxBytes) throw tooLarge;
   if (req.headers.expect !== undefined && req.httpVersion === '1.1') res.writeContinue();
@@ -131,18 +136,22 @@ function readBytes(req: IncomingMessage, res: ServerResponse, maxBytes: number):
     let totalBytes = 0;
     req.on('data', (chunk: Buffer) => {
       totalBytes += chunk.length;
-      if (totalBytes <= maxBytes) {
+      if (totalBytes <= maxBytes && hold.take(Math.max(0, Math.min(chunk.length, totalBytes - smallBytes)))) {
         chunks.push(chunk);
         return;
       }
       chunks = [];
-      reject(tooLarge);
+      reject(totalBytes > maxBytes ? tooLarge : tooManyAtOnce());
     });
     req.on('end', () => resolve(Buffer.concat(chunks)));
     const gone = (): void => reject(new Problem('request_timeout', 'The request did not arrive in full.'));
     req.on('error', gone);
     req.on('close', gone);
   });
+}
+
+function tooManyAtOnce(): Problem {
+  return new Problem('busy', 'Too many large requests are under way; try again in a few seconds.', { retryAfterSeconds: 5 });
 }
 
 function parseObject(bytes: Buffer): Json {

@@ -1,9 +1,10 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Verdict } from '../auth.ts';
 import { namedOver, weightOf } from './accept.ts';
+import type { BodyHold } from './body-memory.ts';
 import { readChatRequest } from './body.ts';
 import { answerProblem, levelOf, send, sendJson, setCommonHeaders, writeProblem, type Exchange } from './exchange.ts';
-import type { Chat, ChatAnswer, ChatEvent } from '../turns/chat.ts';
+import type { Chat, ChatAnswer, ChatEvent, ChatRequest } from '../turns/chat.ts';
 import type { Figures } from '../turns/figures.ts';
 import type { Health } from './health.ts';
 import { metricsText, metricsType, type HealthDetails } from './metrics.ts';
@@ -20,6 +21,7 @@ export interface RouteOptions {
   readonly healthDetails: () => Promise<HealthDetails>;
   readonly figures: Figures;
   readonly maxBodyBytes: number;
+  readonly holdBody: () => BodyHold;
   /** Origins whose pages may call; `*` for all. */
   readonly corsOrigins: readonly string[];
   readonly log: Log;
@@ -71,9 +73,17 @@ function isForScraper(accept: string): boolean {
 }
 
 async function runChat(exchange: Exchange, options: RouteOptions, times: StreamTimes): Promise<void> {
+  requireKey(exchange.req, options.auth);
+  const hold = options.holdBody();
+  try {
+    await answerChat(exchange, await readChatRequest(exchange, options.maxBodyBytes, hold), options, times);
+  } finally {
+    hold.end();
+  }
+}
+
+async function answerChat(exchange: Exchange, request: ChatRequest, options: RouteOptions, times: StreamTimes): Promise<void> {
   const { req, res, requestId } = exchange;
-  requireKey(req, options.auth);
-  const request = await readChatRequest(req, res, options.maxBodyBytes);
   const startedAt = performance.now();
   const caller = callerSignal(req, res);
   const isStreaming = namedOver(req.headers.accept ?? '', 'text/event-stream', 'application/json');

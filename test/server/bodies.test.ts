@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { invalid, malformed, refusedTypes } from '../bad-requests.ts';
 import { chunked, requestBytes } from '../http-client.ts';
-import { answerJson, asJson, assertProblem, chat, chatPath, good, maxBodyBytes, start, withKey } from '../http-stage.ts';
+import { answer, answerJson, asJson, assertProblem, chat, chatPath, good, latch, maxBodyBytes, start, withKey } from '../http-stage.ts';
+import { until } from '../running-server.ts';
 
 test('a turn is answered with its content, session, cost and duration', async (t) => {
   const stage = await start(t);
@@ -176,4 +177,19 @@ test('the edges of user_id and session_id are valid', async (t) => {
   for (const user_id of ['1', '9007199254740991', '1.0', '1e3']) assert.equal((await stage.ask(chat(`{"prompt":"x","user_id":${user_id}}`))).status, 200, user_id);
   assert.deepEqual(stage.requests.map(({ userId }) => userId), [1, Number.MAX_SAFE_INTEGER, 1, 1000]);
   for (const session_id of ['a', '0', 'A-_9', 'a'.repeat(128), '0c6f2f1e-8f0e-4a51-9d0c-3a4e5b6c7d8e']) assert.equal((await stage.ask(chat({ ...good, session_id }))).status, 200, session_id);
+});
+
+test('large bodies have so much memory together, from their arrival to their answer; a small one is answered all the same', async (t) => {
+  const { opened, open } = latch();
+  const stage = await start(t, { maxBodyBytes: 200_000, maxHeldBytes: 160_000, run: async () => opened.then(() => answer) });
+  const large = chat({ ...good, prompt: 'x'.repeat(140_000) });
+  const running = [stage.ask(large), stage.ask(large)];
+  await until('both turns', () => (stage.requests.length === 2 ? true : undefined));
+  const { reply } = await assertProblem(stage, large, 503, 'busy');
+  assert.equal(reply.headers.get('retry-after'), '5');
+  const small = stage.ask(chat(good));
+  await until('the small one', () => (stage.requests.length === 3 ? true : undefined));
+  open();
+  assert.deepEqual((await Promise.all([...running, small])).map(({ status }) => status), [200, 200, 200]);
+  for (let i = 0; i < 3; i += 1) assert.equal((await stage.ask(large)).status, 200, 'all of it was given back');
 });

@@ -17,7 +17,7 @@ function read(bytes: Buffer, random: () => number): Promise<object> {
     at = end;
   }
   const req = Object.assign(Readable.from(parts), { headersDistinct: {}, headers: { 'content-type': 'application/json' }, httpVersion: '1.1', complete: true });
-  return readChatRequest(req as unknown as IncomingMessage, {} as ServerResponse, maxBytes);
+  return readChatRequest({ req: req as unknown as IncomingMessage, res: {} as ServerResponse }, maxBytes, { take: () => true, end: () => {} });
 }
 
 type Expected = { readonly code: 'malformed_json' } | { readonly code: 'invalid_request'; readonly fields: readonly string[] } | { readonly request: object };
