@@ -1,9 +1,13 @@
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { readdirSync } from 'node:fs';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { test } from 'node:test';
-import { png } from '../pictures.ts';
-import { makeHome, startServer, until, type Reply, type RunningServer } from '../running-server.ts';
+import { needs } from '../needs.ts';
+import { jpeg, png } from '../pictures.ts';
+import { apiKey, makeHome, startServer, until, type Reply, type RunningServer } from '../running-server.ts';
 
 const mib = 1024 * 1024;
 const file = (name: string, content: string | Buffer = name) => ({ name, data: Buffer.from(content).toString('base64') });
@@ -108,4 +112,19 @@ test('the folders of a process are gone with it, those that an earlier server le
   const second = await startServer(t, { CLAUDE_WARM_SECONDS: '0' }, home);
   assert.equal((await second.chat({ prompt: 'hello' })).status, 200);
   await until('no folder of a process', () => (readdirSync(turns).length === 0 ? true : undefined));
+});
+
+test('the curl lines of docs/api.md send a photo, and get a chart back, as they stand', { skip: needs(['curl', 'jq', 'base64'], 'runs the lines of docs/api.md') }, async (t) => {
+  const server = await startServer(t);
+  const text = await readFile(new URL('../../docs/api.md', import.meta.url), 'utf8');
+  const [, lines = ''] = /```sh\n(url=[^`]*)```/.exec(text) ?? assert.fail('no such lines');
+  await writeFile(join(server.home, 'photo.jpg'), jpeg(3, 3));
+  await writeFile(join(server.home, 'sales.csv'), 'month,sales\n');
+  // The stand-in does as it is told.
+  const script = lines.replace(/http:\S+(?=\/api)/, server.url).replace('What is this?', 'play received').replace('Draw this as chart.svg', 'play give chart.svg:7');
+  const env = { PATH: process.env['PATH'], CLAUDE_API_KEY: apiKey };
+  const { stdout } = await promisify(execFile)('/bin/sh', ['-ec', script], { cwd: server.home, env, timeout: 30_000 });
+  const { blocks, files } = JSON.parse(String((JSON.parse(stdout) as { content: string }).content)) as { blocks: string[]; files: Record<string, string> };
+  assert.deepEqual([blocks[0], files], ['image/jpeg', { 'photo.jpg': jpeg(3, 3).toString('base64') }]);
+  assert.equal(await readFile(join(server.home, 'chart.svg'), 'utf8'), 'xxxxxxx');
 });
