@@ -1,4 +1,4 @@
-import { chmod } from 'node:fs/promises';
+import { chmodSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { Folder } from '../host/folder.ts';
 import { storageUnavailable } from '../host/storage.ts';
@@ -92,8 +92,12 @@ export class Boxes {
   }
 
   async #useOutbox(use: (outbox: Folder) => Promise<void>): Promise<void> {
-    // The end user may have closed it, but cannot put a link in its place.
-    await chmod(this.outbox, 0o700).catch(() => {});
+    try {
+      // The end user may have closed it, but cannot put a link in its place.
+      chmodSync(this.outbox, 0o700);
+    } catch {
+      return;
+    }
     await Folder.use(this.outbox, [], use);
   }
 

@@ -1,4 +1,4 @@
-import { closeSync, constants, fstatSync, openSync, type Stats } from 'node:fs';
+import { closeSync, constants, fstatSync, opendirSync, openSync, type Stats } from 'node:fs';
 import { open, opendir, rmdir, unlink, writeFile } from 'node:fs/promises';
 
 const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = constants;
@@ -91,9 +91,20 @@ export class Folder {
 
   /** The names in it, as bytes: not every name is UTF-8. */
   async *names(): AsyncGenerator<Buffer> {
+    if (this.#isEmpty()) return;
     // The types know only text here; the option gives bytes all the same.
     for await (const { name } of await opendir(`/proc/self/fd/${this.#fd}`, { encoding: 'buffer' as BufferEncoding })) {
       yield Buffer.from(name as string | Buffer);
+    }
+  }
+
+  /** At once, not through the thread pool, where it takes ten times as long (fact 36): most turns have no files. */
+  #isEmpty(): boolean {
+    const folder = opendirSync(`/proc/self/fd/${this.#fd}`);
+    try {
+      return folder.readSync() === null;
+    } finally {
+      folder.closeSync();
     }
   }
 
