@@ -22,7 +22,8 @@ const example = '{"prompt": "Hello", "user_id": 1}';
 /**
  * The body of a chat request, read and checked. Throws Problem: 415 for another type than JSON, 413 once more than
  * `maxBytes` have come, 400 for what is no JSON object in UTF-8, 422 with every wrong field at once, 408 when the
- * caller goes away, 503 when too many large bodies are held (`hold`). Sends `100 Continue` where the caller waits for it (RFC 9110 section 10.1.1).
+ * caller goes away, 503 when there is no memory left to `hold` it. Sends `100 Continue` where the caller waits for it
+ * (RFC 9110 section 10.1.1).
  */
 export async function readChatRequest({ req, res }: RequestAndAnswer, maxBytes: number, hold: BodyHold): Promise<ChatRequest> {
   requireJsonType(req);

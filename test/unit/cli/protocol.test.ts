@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { png } from '../../pictures.ts';
 import { interruptLine, parseLine, userLine, type CliEvent } from '../../../src/cli/protocol.ts';
 
 type Json = Record<string, unknown>;
@@ -131,4 +132,14 @@ test('the cost of a turn is that of all models since the last result, without no
 
 test('a cost that is no number is not taken for nothing', () => {
   for (const costUSD of ['0.1', null, undefined, {}]) assert.ok(Number.isNaN(costOf({ 'claude-opus-4-8': { costUSD } })), String(costUSD));
+});
+
+test('files are named behind the prompt, or alone, and pictures stand before it', () => {
+  const files = [{ name: 'a "b".csv', bytes: Buffer.from('x') }, { name: 'c.png', bytes: png(2, 2) }];
+  const contentOf = (prompt: string, some = files) => (JSON.parse(userLine({ prompt, files: some }, '/inbox')) as { message: Json }).message['content'];
+  const note = '[Files in /inbox: "a \\"b\\".csv", "c.png"]';
+  const image = { type: 'image', source: { type: 'base64', media_type: 'image/png', data: png(2, 2).toString('base64') } };
+  assert.deepEqual(contentOf('look'), [image, { type: 'text', text: `look\n\n${note}` }]);
+  assert.deepEqual(contentOf(' \n'), [image, { type: 'text', text: note }]);
+  assert.equal(contentOf('/config', files.slice(0, 1)), ' /config\n\n[Files in /inbox: "a \\"b\\".csv"]');
 });
