@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import { storageUnavailable } from '../host/storage.ts';
 import { spawnCli, statusPipeOf, type CliProcess, type Launch } from './launch.ts';
 import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
@@ -131,7 +132,7 @@ export class Worker {
 
   /**
    * Ends the process and everything it started: asks (interrupt, end of stdin), then SIGINT where no sandbox stands before
-   * it, then SIGKILL to the group and to whatever still carries the marker. Takes at most 8 s, about 50 ms when idle.
+   * it, then SIGKILL to the group and to whatever still carries the marker. Takes at most 10 s, about 50 ms when idle.
    * Never rejects; safe to repeat.
    * `atOnce` asks nobody: where memory is short a process takes seconds to leave by itself, and an idle one has its
    * dialogue on disk.
@@ -157,7 +158,8 @@ export class Worker {
     await (this.#launch.group?.end() ?? endMarked(this.#launch.marker));
     this.#endApiTurn();
     await this.#launch.sandbox?.api.close();
-    await this.#launch.boxes.remove();
+    // Its user may have left more in them than can be removed while somebody waits.
+    await Promise.race([this.#launch.boxes.remove(), delay(stepMs, undefined, { ref: false })]);
   }
 
   /** Also after the CLI's own end: what it started without our marker may still be in its group. */
