@@ -45,7 +45,7 @@ chat() {
   curl -s --max-time 300 -K "$folder/curl" "${@:3}" "$url/api/v1/chat" \
     -d "$(node -e 'console.log(JSON.stringify({ prompt: process.argv[1], user_id: Number(process.argv[2]), session_id: process.argv[3] || null }))' "$1" "$user" "${2:-}")"
 }
-member() { node -e 'console.log(JSON.parse(require("fs").readFileSync(0, "utf8"))[process.argv[1]] ?? "")' "$1"; }
+member() { node -e 'console.log(JSON.parse(require("fs").readFileSync(0, "utf8") || "{}")[process.argv[1]] ?? "")' "$1"; }
 answers() { [ "$(chat "$1" "${3:-}" | tee "$folder/answer" | member content)" = "$2" ] || { cat "$folder/answer"; return 1; }; }
 healthy() { [ "$(curl -s "$url/health")" = '{"status":"ok"}' ]; }
 main_pid() { inside systemctl show -p MainPID --value claude-api; }
