@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { explain } from '../../../src/sandbox/trial.ts';
 
@@ -39,6 +40,15 @@ test('what bubblewrap says becomes a sentence that says what to do, without a pa
     assert.match(trial.reason, expected, stderr);
     assert.equal(trial.isLasting, isLasting, stderr);
     assert.doesNotMatch(trial.reason, /srv|root\//, stderr);
+  }
+});
+
+test('each reason has a row among the cures in docs/operations.md', async () => {
+  const text = await readFile(new URL('../../../docs/operations.md', import.meta.url), 'utf8');
+  const named = [...text.matchAll(/^\| … (.+?) \|/gm)].flatMap(([, cell = '']) => [...cell.matchAll(/`(.+?)`/g)].map(([, words = '']) => words));
+  for (const [stderr] of table) {
+    const trial = explain(stderr);
+    assert.ok(!trial.works && named.some((words) => trial.reason.includes(words)), trial.works ? '' : trial.reason);
   }
 });
 
