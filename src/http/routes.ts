@@ -99,10 +99,10 @@ async function answerChat(exchange: Exchange, request: ChatRequest, options: Rou
     }
     if (stream !== undefined) sendEvent(stream, event);
   };
-  // A turn that many collect costs once, and stands in the log once.
-  const logEnd = (level: Level, fields: Fields, { ms, cost }: { ms: number; cost: number | undefined }): void => {
-    const event = isReplayed ? 'replay' : 'turn';
-    options.log(level, event, { request: requestId, user, ...fields, ...(!isReplayed && { ms, cost, process: origin }) });
+  // A turn that many collect costs once and fails once: the rest stands in the log with it alone.
+  const logEnd = (level: Level, fields: Fields, rest: Fields): void => {
+    if (isReplayed) options.log('info', 'replay', { request: requestId, user, ...fields });
+    else options.log(level, 'turn', { request: requestId, user, ...fields, process: origin, ...rest });
   };
   try {
     const answer = await options.chat.run(request, caller, onEvent);
@@ -118,7 +118,7 @@ async function answerChat(exchange: Exchange, request: ChatRequest, options: Rou
     const { sessionId: session = asked, durationMs: ms = Math.round(performance.now() - startedAt), costUsd: cost } = problem.extras;
     // No turn fails like that but for its caller.
     const { status, code } = problem.code === 'request_timeout' ? { status: 499, code: 'caller_gone' } : problem;
-    logEnd(levelOf(problem), { session, status, code, cause: describeBug(problem.extras.cause) }, { ms, cost });
+    logEnd(levelOf(problem), { session, status, code }, { ms, cost, cause: describeBug(problem.extras.cause) });
   }
 }
 

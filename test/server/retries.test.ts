@@ -198,6 +198,7 @@ test('a failure is told to all who wait for it, and is logged as the turn’s th
   for (const reply of await Promise.all(others)) assert.deepEqual([reply.status, reply.body['code']], [504, 'claude_timeout']);
   assert.deepEqual((await linesOf(server, 'turn', 1)).map((line) => [line['status'], line['cost']]), [[504, 0.25]]);
   assert.equal((await server.logged('replay', (line) => line['request'] === 'gone'))['status'], 499);
+  assert.deepEqual((await linesOf(server, 'replay', 6)).map(({ level }) => level), Array(6).fill('info'), 'one failure, one warning');
 });
 
 test('a shared turn counts once for the rate limit', async (t) => {
