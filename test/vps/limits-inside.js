@@ -3,7 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 
 const url = 'http://127.0.0.1:8001';
-const headers = { authorization: 'Bearer a-key-for-one-run-of-a-machine', 'content-type': 'application/json' };
+const headers = { authorization: 'Bearer a-key-for-one-run-of-a-machine-alone', 'content-type': 'application/json' };
 const groups = '/sys/fs/cgroup/system.slice/claude-api.service';
 let failures = 0;
 
