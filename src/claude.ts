@@ -129,6 +129,7 @@ export async function createClaude(
     sandbox = decision.reason;
     log('warning', 'sandbox', { message: config.sandbox === 'off' ? everybodyTrusted : fiveTools, reason: sandbox });
     if (config.userTokensPerDay !== undefined) log('warning', 'config', { message: tokensUncounted });
+    if (config.network.length > 0) log('warning', 'config', { message: networkUnused });
     return (way = outside);
   }
 
@@ -229,6 +230,7 @@ const never = new AbortController().signal;
 const mostMeasured = 4;
 const everybodyTrusted = 'every end user is as trusted as the operator';
 const tokensUncounted = 'CLAUDE_USER_TOKENS_PER_DAY limits nothing: tokens are counted in the sandbox';
+const networkUnused = 'CLAUDE_NETWORK opens nothing: it is for tools in the sandbox';
 const fiveTools = 'Claude has the five file tools and their rules';
 
 function stopping(): Problem {

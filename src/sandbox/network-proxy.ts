@@ -69,8 +69,6 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
   let tunnels = 0;
 
   async function serve(client: Socket, target: string, head: Buffer, turn: Turn): Promise<void> {
-    tunnels += 1;
-    client.once('close', () => (tunnels -= 1));
     try {
       if (tunnels > maxTunnels) return answer(client, 503, 'Too many connections');
       const upstream = await reach(client, target);
@@ -122,8 +120,12 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
       server.maxConnections = maxConnections;
       server.on('connect', ({ url = '', socket }, _stream, head: Buffer) => {
         socket.on('error', () => {});
+        tunnels += 1;
         clients.add(socket);
-        socket.once('close', () => clients.delete(socket));
+        socket.once('close', () => {
+          tunnels -= 1;
+          clients.delete(socket);
+        });
         if (turn === undefined) answer(socket, 403, 'The network is closed between turns');
         else void serve(socket, url, head, turn);
       });
@@ -182,9 +184,12 @@ function connected(socket: Socket, client: Socket, timeoutMs: number): Promise<S
     const leave = (): Socket => socket.destroy();
     client.once('close', leave);
     socket.setTimeout(timeoutMs, () => socket.destroy(Object.assign(new Error('no answer'), { code: 'ETIMEDOUT' })));
-    socket.once('close', () => client.off('close', leave));
     socket.on('error', reject);
-    socket.once('connect', () => resolve(socket));
+    socket.once('close', () => client.off('close', leave));
+    socket.once('connect', () => {
+      client.off('close', leave); // what joins the two sees to it from here on
+      resolve(socket);
+    });
   });
 }
 

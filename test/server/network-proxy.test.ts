@@ -1,12 +1,16 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { createServer, type Socket } from 'node:net';
+import { text } from 'node:stream/consumers';
 import { test, type TestContext } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { createLog } from '../../src/log.ts';
 import { createAddressCheck } from '../../src/sandbox/addresses.ts';
 import { createNetworkProxy } from '../../src/sandbox/network-proxy.ts';
 import { requestBytes, type Connection } from '../http-client.ts';
+import { needs } from '../needs.ts';
 import { NetworkStage } from '../network-stage.ts';
-import { until } from '../running-server.ts';
+import { until, within } from '../running-server.ts';
 
 const [here, there] = ['93.184.215.14', '93.184.215.15'];
 
@@ -23,6 +27,10 @@ async function echoes(connection: Connection, text: string): Promise<void> {
 }
 
 test('an allowed host is reached, at the address its name has, and bytes pass both ways', async (t) => {
+  const warnings: Error[] = [];
+  const onWarning = (warning: Error): void => void warnings.push(warning);
+  process.on('warning', onWarning);
+  t.after(() => process.off('warning', onWarning));
   const stage = await setStage(t);
   const { connection, status } = await stage.tunnel(await stage.open(), 'allowed.example:443');
   assert.equal(status, 200);
@@ -30,7 +38,7 @@ test('an allowed host is reached, at the address its name has, and bytes pass bo
   await echoes(connection, 'x'.repeat(1_000_000));
   connection.endSide();
   await connection.ended();
-  assert.deepEqual([stage.dialled, stage.refused], [[here], []]);
+  assert.deepEqual([stage.dialled, stage.refused, warnings], [[here], [], []]);
 });
 
 test('what is sent along with CONNECT arrives', async (t) => {
@@ -268,4 +276,13 @@ test('by itself the proxy asks DNS, and of this machine\'s own names it gives no
   stage.proxy = createNetworkProxy({ hosts: 'public', addresses: createAddressCheck(), log: createLog('json', { write: () => {} }) });
   const { status } = await stage.tunnel(await stage.open(), 'localhost:443');
   assert.ok(status === 403 || status === 502, String(status));
+});
+
+test('by itself it asks the DNS server of the system, connects to what that says, and knows the machine\'s own public address', { skip: needs(['root', 'ip', 'unshare'], 'makes a network of its own') }, async (t) => {
+  const world = fileURLToPath(new URL('../network-world.ts', import.meta.url));
+  const child = spawn('unshare', ['--net', '--mount', '--', process.execPath, '--import', import.meta.resolve('tsx'), world], { stdio: ['ignore', 'pipe', 'inherit'] });
+  t.after(() => child.kill('SIGKILL'));
+  const answers: unknown = JSON.parse(await within('the answers', 30_000, text(child.stdout)));
+  const own = '403 site.example has no public address';
+  assert.deepEqual(answers, ['hello', '502 No connection (unknown host)', own, own.replace('site.example', '93.184.215.14')]);
 });

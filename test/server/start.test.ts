@@ -31,6 +31,15 @@ test('what .env warns of is said also when the server does not start: it may be 
   assert.deepEqual(others, ['']);
 });
 
+test('settings that are for the sandbox are said to do nothing without one', async (t) => {
+  const server = await startServer(t, { CLAUDE_NETWORK: 'public', CLAUDE_USER_TOKENS_PER_DAY: '1' });
+  const messages = await until('both lines of the log', () => {
+    const lines = server.lines.filter(({ event }) => event === 'config').map(({ message }) => String(message));
+    return lines.length < 2 ? undefined : lines;
+  });
+  assert.deepEqual(messages.map((message) => message.replace(/:.*/, '')), ['CLAUDE_USER_TOKENS_PER_DAY limits nothing', 'CLAUDE_NETWORK opens nothing']);
+});
+
 test('.env that is no .env ends the server with 78 and the number of the line', async (t) => {
   const home = await makeHome(t);
   await writeFile(join(home, '.env'), '# fine\nCLAUDE_MODEL="open\n');

@@ -52,6 +52,12 @@ test('settings: where the server listens, by its own rules for .env', async (t) 
   assert.deepEqual(file, { status: 0, stdout: '0.0.0.0 9100\n', stderr: '' });
 });
 
+test('settings: a file of the operator\'s that is missing is one of the reasons not to start', async (t) => {
+  const { status, stdout, stderr } = await ask(t, { args: ['settings'], envFile: `CLAUDE_API_KEY=${key}\nCLAUDE_MCP_CONFIG=/nowhere/mcp.json\n` });
+  assert.deepEqual([status, stdout], [78, '']);
+  assert.match(stderr, /CLAUDE_MCP_CONFIG: the file cannot be read \(ENOENT\)/);
+});
+
 test('settings: the environment wins over .env, and what stdin has of it over both', async (t) => {
   const environ = 'HOME=/\0CLAUDE_CODE_X=a=b\nc\0PORT=9300\0';
   const envFile = `CLAUDE_API_KEY=${key}\nHOST=::1\nPORT=9100\n`;
