@@ -4,6 +4,8 @@ import { readlinkSync } from 'node:fs';
 import { chown, lstat, mkdir, readdir, readlink, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
+import { openConnection, requestBytes } from '../http-client.ts';
+import { isTorture } from '../random.ts';
 import { apiKey, processesOf, until } from '../running-server.ts';
 import { Front, Machine, noMoves } from './front.ts';
 
@@ -26,9 +28,13 @@ async function turn(front: Front, body: Json): Promise<Json> {
   return answer;
 }
 
-async function usersAt(front: Front, { name }: Machine): Promise<unknown[]> {
+async function healthOf(front: Front, { name }: Machine): Promise<Json> {
   const health = await fetch(`${front.url}/health/${name}`, { headers: { Authorization: `Bearer ${apiKey}` } });
-  const { users } = (await health.json()) as Json;
+  return (await health.json()) as Json;
+}
+
+async function usersAt(front: Front, machine: Machine): Promise<unknown[]> {
+  const { users } = await healthOf(front, machine);
   return Array.isArray(users) ? users : assert.fail();
 }
 
@@ -49,7 +55,8 @@ test('a bucket moves with dialogues and files once its turns have ended, and nob
   await mkdir(join(work, "it's; a $(name)\n"));
   await writeFile(join(work, 'owned'), 'x');
   if (process.getuid?.() === 0) await chown(join(work, 'owned'), 64_123, 64_123);
-  await mkdir(join(target.home, 'state/users/133/work'), { recursive: true });
+  // Left by a copy that broke off.
+  for (const user of ['5', '133']) await mkdir(join(target.home, 'state/users', user, 'work/stale'), { recursive: true });
 
   const through = turn(front, { user_id: mine, session_id: ours, prompt: 'play slow 3000 #through' });
   // A turn with a key goes on when its caller has gone: HAProxy knows nothing of it any more.
@@ -72,6 +79,7 @@ test('a bucket moves with dialogues and files once its turns have ended, and nob
   await mover.done();
   t.diagnostic(`moved in ${Math.round(performance.now() - startedAt)} ms, of which 5 s were a turn`);
 
+  assert.equal((await healthOf(front, source))['failures'], 0, 'no turn was ended');
   assert.deepEqual(await source.users(), [other]);
   assert.deepEqual((await readdir(join(source.home, 'state/moved'))).map((name) => name.split('.')[0]).sort(), ['5', '69']);
   assert.deepEqual(await target.users(), [mine, neighbour]);
@@ -112,3 +120,31 @@ test('what cannot be moved stays where it is, and says why', { skip: noMoves }, 
   await rename(join(front.folder, 'away'), join(front.folder, 'machines', source.name));
   await front.startBuckets('move', '5', target).done();
 });
+
+for (const isReloaded of isTorture ? [false, true] : []) {
+  test(`a move waits for a turn whose body is still on its way${isReloaded ? ', in an HAProxy that was reloaded since' : ''}`, { skip: noMoves }, async (t) => {
+    const { front, machines } = await startStage(t, 2);
+    const source = (await front.buckets())[5];
+    const { session_id } = await turn(front, { user_id: 5, prompt: 'one' });
+    // HAProxy has passed on what has come; the machine cannot know yet whose it is.
+    const body = JSON.stringify({ user_id: 5, session_id, prompt: `two ${'x'.repeat(100_000)}` });
+    const head = requestBytes('POST /api/v1/chat', [`Authorization: Bearer ${apiKey}`, 'Content-Type: application/json', `Content-Length: ${body.length}`]);
+    const connection = await openConnection(t, front.port);
+    await connection.send(Buffer.concat([head, Buffer.from(body.slice(0, 50_000))]));
+    await until('HAProxy to have it', async () => (await front.command('@1 show table buckets key 5')).includes('conn_cur=1') || undefined);
+    if (isReloaded) {
+      front.reload();
+      await front.isReloaded();
+    }
+    const mover = front.startBuckets('move', '5', machines.find(({ name }) => name !== source)?.name ?? '');
+    await mover.said('holding');
+    // Longer than it takes where nothing keeps it.
+    await new Promise((resolve) => setTimeout(resolve, 4_000));
+    assert.match(mover.lines.at(-1) ?? '', /holding/);
+    await connection.send(body.slice(50_000));
+    assert.equal((await connection.answer('the turn')).status, 200);
+    await mover.done();
+    const { content } = await turn(front, { user_id: 5, session_id, prompt: 'play history' });
+    assert.equal((JSON.parse(String(content)) as string[]).length, 3);
+  });
+}

@@ -117,6 +117,18 @@ test('HAProxy takes deploy/haproxy.cfg', { skip: noHaproxy }, async (t) => {
     assert.equal(asked.headers.get('x-request-id'), 'mine.1');
   });
 
+  await t.test('a bucket that the map does not have, or gives to a machine that is not there, is 503', async () => {
+    await front.command(`@1 del map ${front.map} 1`);
+    await front.command(`@1 set map ${front.map} 2 m9`);
+    for (const userId of [1, 2]) {
+      const response = await post(stage, { user_id: userId, prompt: 'x' });
+      assert.equal(response.status, 503);
+      assert.equal((await problemOf(response))['code'], 'busy');
+    }
+    await front.command(`@1 add map ${front.map} 1 m2`);
+    await front.command(`@1 set map ${front.map} 2 m3`);
+  });
+
   await t.test('health of the whole and of each, and HAProxy’s own figures', async () => {
     const whole = await fetch(`${front.url}/health`);
     assert.deepEqual([whole.status, await whole.text()], [200, '{"status":"ok"}']);
@@ -226,7 +238,7 @@ test('a machine that is away answers 503 for its users alone, and has their dial
   });
 });
 
-test('deploy/haproxy.cfg waits longer than a turn may take, and knows only what HAProxy 2.4 does', async () => {
+test('deploy/haproxy.cfg waits longer than a turn may take', async () => {
   const [text, example] = await Promise.all([readFile(new URL('../../deploy/haproxy.cfg', import.meta.url), 'utf8'), readFile(new URL('../../.env.example', import.meta.url), 'utf8')]);
   const setting = (name: string): number => Number(new RegExp(`${name}=(\\d+)`).exec(example)?.[1]);
   const longest = setting('CLAUDE_QUEUE_SECONDS') + setting('CLAUDE_TIMEOUT_SECONDS') + 15;
