@@ -26,13 +26,14 @@ async function chat(port: number, prompt: string): Promise<{ status: number; bod
   return { status: response.status, body: (await response.json()) as Record<string, unknown> };
 }
 
-test('the whole server starts and stops inside a process, and leaves nothing running', async (t) => {
+test('the whole server starts and stops inside a process, leaves nothing running, and the folder to the next', async (t) => {
   const home = await makeHome(t);
   const { app, port, lines } = await startApp(t, home);
   assert.equal((await chat(port, 'hello')).body['content'], 'you said: hello');
   await within('the stop', 10_000, app.stop(0));
   await noneLeft(home);
   await assert.rejects(chat(port, 'hello'));
+  await startApp(t, home);
   const events = lines.map(({ event }) => event).filter((event) => event !== 'no_cgroups');
   assert.deepEqual(events.slice(0, 3), ['sandbox', 'listening', 'login']);
 });

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import childProcess from 'node:child_process';
+import childProcess, { type ChildProcess } from 'node:child_process';
 import { syncBuiltinESMExports } from 'node:module';
 import { test } from 'node:test';
 import { Problem } from '../../../src/problem.ts';
@@ -49,4 +49,22 @@ test('a process with a control group is started in it, weighed by it and ended w
   assert.equal(worker.heldBytes(), 42);
   await within('its end', 10_000, worker.stop());
   assert.deepEqual(told, ['end']);
+});
+
+test('a pipe to the CLI that breaks ends nothing', (t) => {
+  const { spawn } = childProcess;
+  const started: ChildProcess[] = [];
+  t.mock.method(childProcess, 'spawn', (...args: Parameters<typeof spawn>) => {
+    const child = spawn(...args);
+    started.push(child);
+    return child;
+  });
+  syncBuiltinESMExports();
+  t.after(() => {
+    t.mock.restoreAll();
+    syncBuiltinESMExports();
+  });
+  const worker = new Worker({ ...launch, command: '/bin/cat' });
+  t.after(() => worker.stop());
+  for (const pipe of started[0]?.stdio.slice(0, 3) ?? []) assert.ok(pipe?.emit('error', new Error('read EIO')));
 });

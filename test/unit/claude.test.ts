@@ -1,0 +1,44 @@
+import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { createClaude, type Claude } from '../../src/claude.ts';
+import { endMarked } from '../../src/cli/strays.ts';
+import { loadConfig } from '../../src/env.ts';
+import { until } from '../running-server.ts';
+
+const sessionId = 'f1b19141-9e1d-4e8d-a902-a05c85145ac0';
+
+/** The CLI as this shell script, without a sandbox, on a state folder of the test's own. */
+async function claudeOf(t: TestContext, script: string): Promise<{ claude: Claude; folder: string }> {
+  const folder = await mkdtemp(join(tmpdir(), 'claude-api-test-'));
+  const binary = join(folder, 'claude');
+  await writeFile(binary, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  const stateDir = join(folder, 'state');
+  const env = { PATH: process.env['PATH'], HOME: folder, CLAUDE_STATE_DIR: stateDir, CLAUDE_BINARY_PATH: binary, CLAUDE_SANDBOX: 'off' };
+  const claude = await createClaude(loadConfig(env), () => {}, assert.ifError);
+  t.after(async () => {
+    await endMarked(claude.markerPrefix);
+    await rm(folder, { recursive: true, force: true });
+  });
+  return { claude, folder };
+}
+
+test('a user\'s tmp is emptied once all is gone that a process left running', async (t) => {
+  const { claude, folder } = await claudeOf(t, '(while :; do : >"$TMPDIR/again"; sleep 0.01; done) >/dev/null 2>&1 </dev/null &\nsleep 0.2');
+  const worker = await claude.start({ userId: 1, sessionId, isNew: true });
+  const user = join(folder, 'state/users/1');
+  await until('the program that is left', () => existsSync(join(user, 'tmp/again')) || undefined);
+  await worker.exited;
+  await until('what belongs to the process to be gone', async () => ((await readdir(join(user, 'turns'))).length === 0 ? true : undefined));
+  assert.deepEqual([await endMarked(claude.markerPrefix), await readdir(join(user, 'tmp'))], [0, []]);
+});
+
+test('what a CLI that does not say its version left running is ended', async (t) => {
+  const { claude, folder } = await claudeOf(t, 'setsid sh -c \': >"$HOME/left"; sleep 300\' >/dev/null 2>&1 </dev/null &\nwhile ! [ -e "$HOME/left" ]; do sleep 0.01; done; exit 1');
+  await assert.rejects(claude.probeVersion(), { code: 'claude_not_found' });
+  assert.ok(existsSync(join(folder, 'left')), 'it was started');
+  assert.equal(await endMarked(claude.markerPrefix), 0);
+});
