@@ -17,7 +17,7 @@ const names = { v1: { folder: '/sys/fs/cgroup/memory', limit: 'memory.limit_in_b
 const version = existsSync(names.v1.folder) ? 'v1' : 'v2';
 
 /** A server in a control group of its own, with copies of its programs: their pages count, as on a machine of its own. */
-export class SmallMachine {
+class SmallMachine {
   readonly #group: string;
   readonly #folder: string;
   readonly server: ServerProcess;
@@ -145,6 +145,7 @@ async function fill(machine: SmallMachine, title: string): Promise<void> {
   let most = 0;
   for (let user = 1, unchanged = 0; unchanged < 3; user += 1) {
     await chat(machine.server.port, 'first', user);
+    await pause(500); // the spare, which may stand in the place of another, comes up
     const { warm } = await machine.server.figures();
     unchanged = warm > most ? 0 : unchanged + 1;
     most = Math.max(most, warm);

@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { accessSync, constants } from 'node:fs';
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { test, type TestContext } from 'node:test';
 import { assertInTable } from './log-table.ts';
+import { findProgram } from './needs.ts';
 import { assertDescribed } from './openapi.ts';
 
 export const fakeClaude = fileURLToPath(new URL('bin/claude', import.meta.url));
@@ -249,15 +249,6 @@ export function testWithRealClis(theme: string, tests: (t: TestContext, binary: 
 export function realClis(): string[] {
   const named = (process.env['CLAUDE_TEST_CLIS'] ?? '').split(delimiter).filter((path) => path !== '');
   if (named.length > 0) return named;
-  const onPath = (process.env['PATH'] ?? '').split(delimiter).filter((folder) => folder !== '').map((folder) => join(folder, 'claude'));
-  return onPath.filter(isExecutable).slice(0, 1);
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK);
-    return true;
-  } catch {
-    return false;
-  }
+  const onPath = findProgram('claude');
+  return onPath === undefined ? [] : [onPath];
 }
