@@ -1,7 +1,6 @@
 import type { Log } from '../log.ts';
 import { createApiProxy } from '../sandbox/api-proxy.ts';
-import { createCannedApi } from '../sandbox/canned-api.ts';
-import type { Credentials } from '../sandbox/credentials.ts';
+import { cannedLogin, createCannedApi } from '../sandbox/canned-api.ts';
 import { withNetwork, type NetworkProxy } from '../sandbox/network-proxy.ts';
 import type { Launch } from './launch.ts';
 import { Worker } from './worker.ts';
@@ -29,7 +28,7 @@ interface TrialOptions {
 export async function tryTurn({ launch, openFilter, socketFolder, network, log, timeoutMs }: TrialOptions): Promise<TrialTurn> {
   const canned = createCannedApi('ready');
   const rules = { models: undefined, isWebSearchAllowed: true };
-  const proxy = createApiProxy({ upstream: canned, credentials: noLogin, rules: () => rules, log });
+  const proxy = createApiProxy({ upstream: canned, credentials: cannedLogin, rules: () => rules, log });
   try {
     const api = await withNetwork(await proxy.open(socketFolder), network);
     const worker = new Worker({ ...launch, sandbox: { openFilter, api, limits: { maxRequests: 20 }, processes: Infinity } });
@@ -49,5 +48,3 @@ export async function tryTurn({ launch, openFilter, socketFolder, network, log, 
     proxy.close();
   }
 }
-
-const noLogin: Credentials = { current: async () => ({ headers: {} }), renew: async () => false, placeholders: async () => ({}) };

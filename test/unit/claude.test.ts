@@ -18,7 +18,7 @@ async function claudeOf(t: TestContext, script: string): Promise<{ claude: Claud
   await writeFile(binary, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
   const stateDir = join(folder, 'state');
   const env = { PATH: process.env['PATH'], HOME: folder, CLAUDE_STATE_DIR: stateDir, CLAUDE_BINARY_PATH: binary, CLAUDE_SANDBOX: 'off' };
-  const claude = await createClaude(loadConfig(env), () => {}, assert.ifError);
+  const claude = await createClaude({ ...loadConfig(env), systemPrompt: '', mcpServers: {} }, () => {}, assert.ifError);
   t.after(async () => {
     await endMarked(claude.markerPrefix);
     await rm(folder, { recursive: true, force: true });
