@@ -69,7 +69,8 @@ test('a fat process is the first to give way, after the spare', async () => {
   assert.deepEqual(alive(), ['old', young, 'e', 'f', 'g', 'h']);
 });
 
-test('nobody gives way where that would not be enough', async () => {
+test('nobody gives way where that would not be enough', async (t) => {
+  t.mock.timers.enable({ apis: ['setInterval'] }); // what is left is too little for an idle one by itself
   const { acquire, alive, machine } = makePool({ ...usual, totalMib: 440 });
   (await acquire(1, 'idle').promise).release();
   await acquire(1, 'running').promise;
