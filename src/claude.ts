@@ -11,7 +11,7 @@ import type { Cgroups, ProcessGroup } from './host/cgroups.ts';
 import { findProvider } from './host/login.ts';
 import { machineExhausted } from './host/memory.ts';
 import type { Log } from './log.ts';
-import { Problem } from './problem.ts';
+import { shuttingDown } from './problem.ts';
 import { socketPathProblem } from './sandbox/api-socket.ts';
 import { runSizeProgram, sizeProgram, type FolderSize } from './sandbox/folder-size.ts';
 import { createShare } from './sandbox/share.ts';
@@ -111,7 +111,7 @@ export async function createClaude(
     if (trial.works && trial.durationMs > longTrialMs) {
       log('warning', 'sandbox', { message: 'its trial took more than 5 s', duration_ms: Math.round(trial.durationMs) });
     }
-    return settle(decide(trial), inside) ?? Promise.reject(stopping());
+    return settle(decide(trial), inside) ?? Promise.reject(shuttingDown());
   }
 
   /** Makes the decision count; undefined when it is not to go on. */
@@ -232,7 +232,3 @@ const everybodyTrusted = 'every end user is as trusted as the operator';
 const tokensUncounted = 'CLAUDE_USER_TOKENS_PER_DAY limits nothing: tokens are counted in the sandbox';
 const networkUnused = 'CLAUDE_NETWORK opens nothing: it is for tools in the sandbox';
 const fiveTools = 'Claude has the five file tools and their rules';
-
-function stopping(): Problem {
-  return new Problem('shutting_down', 'The server is stopping; try again in a while.', { retryAfterSeconds: 10 });
-}

@@ -114,3 +114,8 @@ export function errorCode(error: unknown): string | undefined {
 export function describeBug(error: unknown): string | undefined {
   return error === undefined ? undefined : String(error).replace(/\/[^\s'":]+/g, '<path>').slice(0, 300);
 }
+
+/** The problem of whatever comes, or waits, while the server stops. */
+export function shuttingDown(detail = 'The server is stopping; try again in a while.'): Problem {
+  return new Problem('shutting_down', detail, { retryAfterSeconds: 10 });
+}

@@ -1,5 +1,5 @@
 import type { Log } from './log.ts';
-import { Problem } from './problem.ts';
+import { shuttingDown } from './problem.ts';
 
 // For the last answers to be written, at least, after the last turn.
 const answerGraceMs = 2000;
@@ -31,7 +31,7 @@ export function createShutdown({ pool, closeConnections, closing, endProcesses }
   return {
     async drain(graceMs) {
       const endsAt = performance.now() + graceMs;
-      const timer = setTimeout(() => closing.abort(stopped()), graceMs);
+      const timer = setTimeout(() => closing.abort(shuttingDown(stopped)), graceMs);
       await pool.close();
       clearTimeout(timer);
       // The CLI may just be asked for its version.
@@ -44,10 +44,7 @@ export function createShutdown({ pool, closeConnections, closing, endProcesses }
   };
 }
 
-function stopped(): Problem {
-  const detail = 'The server was stopped during this turn; the dialogue can go on when it is back.';
-  return new Problem('shutting_down', detail, { retryAfterSeconds: 10 });
-}
+const stopped = 'The server was stopped during this turn; the dialogue can go on when it is back.';
 
 /** How a process comes to its end: the first cause lets the app stop, the next one quits. */
 export interface Ending {

@@ -3,7 +3,7 @@ import { storageUnavailable } from '../host/storage.ts';
 import { spawnCli, statusPipeOf, type CliProcess, type Launch } from './launch.ts';
 import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
 import { machineExhausted } from '../host/memory.ts';
-import { heldBytes, peakBytes, treeOf } from '../host/processes.ts';
+import { heldBytes, killGroup, peakBytes, treeOf } from '../host/processes.ts';
 import { sandboxUnavailable, tooManyRefusals, withApiReport, type ExitStatus } from './outcome.ts';
 import { endMarked } from './strays.ts';
 import { LineSplitter } from './ndjson.ts';
@@ -138,7 +138,7 @@ export class Worker {
    * dialogue on disk.
    */
   stop(atOnce = false): Promise<void> {
-    if (atOnce) this.#killGroup();
+    if (atOnce) killGroup(this.#child.pid);
     this.#stopping ??= this.#stop();
     return this.#stopping;
   }
@@ -148,27 +148,19 @@ export class Worker {
     // After an interrupt or an answer the CLI leaves by itself once stdin ends, with its transcript written.
     this.#child.stdin.end();
     // SIGTERM is not on the ladder: it may leave running tools behind (fact 17).
-    const force = [() => this.#killGroup(), () => this.#child.stdout.destroy()];
+    const force = [() => killGroup(this.#child.pid), () => this.#child.stdout.destroy()];
     const harder = this.#launch.sandbox === undefined ? [() => this.#child.kill('SIGINT'), ...force] : force;
     for (const step of harder) {
       if (await this.#exitsWithin(stepMs)) break;
       step();
     }
-    this.#killGroup();
+    // Also after the CLI's own end: what it started without our marker may still be in its group.
+    killGroup(this.#child.pid);
     await (this.#launch.group?.end() ?? endMarked(this.#launch.marker));
     this.#endApiTurn();
     await this.#launch.sandbox?.api.close();
     // Its user may have left more in them than can be removed while somebody waits.
     await Promise.race([this.#launch.boxes.remove(), delay(stepMs, undefined, { ref: false })]);
-  }
-
-  /** Also after the CLI's own end: what it started without our marker may still be in its group. */
-  #killGroup(): void {
-    try {
-      if (this.#child.pid !== undefined) process.kill(-this.#child.pid, 'SIGKILL');
-    } catch {
-      // Nobody is left in it.
-    }
   }
 
   #exitsWithin(timeoutMs: number): Promise<boolean> {

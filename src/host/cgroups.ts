@@ -1,8 +1,9 @@
-import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errorCode } from '../problem.ts';
 import { openMemory } from './memory.ts';
+import { read } from './processes.ts';
 
 /** The part of the machine's control groups that the service divides by itself (systemd.resource-control(5), Delegate=). */
 export interface Cgroups {
@@ -115,14 +116,5 @@ function isRemoved(folder: string): boolean {
     return true;
   } catch (error) {
     return errorCode(error) === 'ENOENT';
-  }
-}
-
-/** The file's text; empty when it cannot be read. */
-function read(path: string): string {
-  try {
-    return readFileSync(path, 'latin1');
-  } catch {
-    return '';
   }
 }

@@ -1,7 +1,7 @@
-import { readFileSync } from 'node:fs';
 import { freemem, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { Problem } from '../problem.ts';
+import { read } from './processes.ts';
 
 /** How much memory there is, from the kernel, asked anew at each call, which takes microseconds. Nothing here throws. */
 export interface Memory {
@@ -105,15 +105,6 @@ function fieldOf(path: string, pattern: RegExp): number | undefined {
 /** The octal escapes of mountinfo (proc(5)). */
 function unescape(path: string): string {
   return path.replace(/\\(\d{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
-}
-
-/** The file's text; empty when it cannot be read. */
-function read(path: string): string {
-  try {
-    return readFileSync(path, 'latin1');
-  } catch {
-    return '';
-  }
 }
 
 /** The problem of a machine that has no process, descriptor or memory left to start a CLI. */

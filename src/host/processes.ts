@@ -34,10 +34,19 @@ function threadsOf(folder: string): string[] {
 }
 
 /** The file's text; empty when it cannot be read. */
-function read(path: string): string {
+export function read(path: string): string {
   try {
     return readFileSync(path, 'latin1');
   } catch {
     return '';
+  }
+}
+
+/** Ends a process and its group at once; nobody in it is no failure. Without a pid nothing was started. */
+export function killGroup(pid: number | undefined): void {
+  try {
+    if (pid !== undefined) process.kill(-pid, 'SIGKILL');
+  } catch {
+    // Gone already.
   }
 }

@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import type { Readable } from 'node:stream';
+import { killGroup } from '../host/processes.ts';
 import { describeBug, errorCode } from '../problem.ts';
 import { filterFd, inside, statusFd } from './sandbox.ts';
 
@@ -65,14 +66,6 @@ function hear(stream: Readable | null): () => string {
   });
   stream?.on('error', () => {});
   return () => text;
-}
-
-function killGroup(pid: number | undefined): void {
-  try {
-    if (pid !== undefined) process.kill(-pid, 'SIGKILL');
-  } catch {
-    // Gone already.
-  }
 }
 
 function judge({ code, spawnError, isLate, stdout, stderr }: End, timeoutMs: number, durationMs: number): Trial {

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { sessionNotFound } from '../cli/outcome.ts';
-import { Problem, toProblem } from '../problem.ts';
+import { shuttingDown, toProblem } from '../problem.ts';
 import { Queue, type Waiting } from './queue.ts';
 import { Processes, type Poolable, type ProcessOptions } from './processes.ts';
 import { lazy, type Room } from './room.ts';
@@ -242,8 +242,4 @@ export class Pool<W extends Poolable> {
       await this.#processes.stop(slot);
     }
   }
-}
-
-function shuttingDown(): Problem {
-  return new Problem('shutting_down', 'The server is stopping; try again in a while.', { retryAfterSeconds: 10 });
 }
