@@ -59,25 +59,24 @@ test('a bucket moves with dialogues and files once its turns have ended, and nob
   for (const user of ['5', '133']) await mkdir(join(target.home, 'state/users', user, 'work/stale'), { recursive: true });
 
   const through = turn(front, { user_id: mine, session_id: ours, prompt: 'play slow 3000 #through' });
-  // A turn with a key goes on when its caller has gone: HAProxy knows nothing of it any more.
-  const caller = new AbortController();
-  const gone = post(front.url, { user_id: neighbour, session_id: theirs, prompt: 'play slow 5000 #gone' }, { 'Idempotency-Key': 'k1' }, caller.signal);
-  await until('the turns to run', async () => (await usersAt(front, source)).length === 2 || undefined);
-  caller.abort();
-  await assert.rejects(gone);
+  await until('the turn to run', async () => (await usersAt(front, source)).length === 1 || undefined);
   const startedAt = performance.now();
   const mover = front.startBuckets('move', '5', target.name);
   await mover.said('holding');
+  // A turn with a key goes on when its caller has gone: HAProxy knows nothing of it.
+  const caller = new AbortController();
+  const gone = post(`http://${source.address}`, { user_id: neighbour, session_id: theirs, prompt: 'play slow 3000 #gone' }, { 'Idempotency-Key': 'k1' }, caller.signal);
+  await until('it to run', async () => (await usersAt(front, source)).includes(neighbour) || undefined);
+  caller.abort();
+  await assert.rejects(gone);
   await until('the hold', async () => (await front.command(`@1 get map ${front.map} 5`)).includes(`"moving:${source.name}"`) || undefined);
   assert.equal((await front.buckets())[5], `moving:${source.name}`, 'it is written down before it is done');
   const held = await post(front.url, { user_id: neighbour, session_id: theirs, prompt: 'now?' });
   assert.deepEqual([held.status, held.headers.get('retry-after'), ((await held.json()) as Json)['code']], [503, '5', 'busy']);
   await turn(front, { user_id: other, prompt: 'hello' });
   await through;
-  assert.deepEqual(await usersAt(front, source), [neighbour]);
-  assert.ok(!mover.lines.some((line) => line.includes('what has changed')), 'the last copy is not made before the last turn has ended');
   await mover.done();
-  t.diagnostic(`moved in ${Math.round(performance.now() - startedAt)} ms, of which 5 s were a turn`);
+  t.diagnostic(`moved in ${Math.round(performance.now() - startedAt)} ms`);
 
   assert.equal((await healthOf(front, source))['failures'], 0, 'no turn was ended');
   assert.deepEqual(await source.users(), [other]);
@@ -90,7 +89,7 @@ test('a bucket moves with dialogues and files once its turns have ended, and nob
   assert.deepEqual((await readdir(moved)).sort(), ["it's; a $(name)\n", 'neighbour', 'out', 'owned', 'pipe']);
   assert.deepEqual(await Promise.all(['out', 'neighbour'].map((name) => readlink(join(moved, name)))), ['/etc', '../../69/home']);
   if (process.getuid?.() === 0) assert.equal((await lstat(join(moved, 'owned'))).uid, 64_123);
-  for (const [user, session, prompts] of [[mine, ours, ['one', 'play slow 3000 #through']], [neighbour, theirs, ['one', 'play slow 5000 #gone']]] as const) {
+  for (const [user, session, prompts] of [[mine, ours, ['one', 'play slow 3000 #through']], [neighbour, theirs, ['one', 'play slow 3000 #gone']]] as const) {
     const { content } = await turn(front, { user_id: user, session_id: session, prompt: 'play history' });
     assert.equal(content, JSON.stringify([...prompts, 'play history']));
   }
