@@ -573,7 +573,7 @@ ask() {
   if [ ! -d "$from" ]; then from="$app/current"; fi
   environ="/proc/$(systemctl show -p MainPID --value claude-api)/environ"
   if [ ! -e "$environ" ]; then environ=/dev/null; fi
-  (cd "$app" && as_user timeout 10 "$from/bin/node" "$from/dist/ask.js" "$1" - <"$environ" 2>"$scratch/asked")
+  (cd "$app" && as_user timeout 30 "$from/bin/node" "$from/dist/ask.js" "$1" - <"$environ" 2>"$scratch/asked")
 }
 
 copy_login() {

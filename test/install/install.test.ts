@@ -8,6 +8,8 @@ import { noScratchMachine, ScratchMachine, type Outcome } from './scratch-machin
 
 const app = '/home/claude/claude-api';
 const install = 'cd /root/copy && ./install.sh';
+// A restart tries the sandbox first.
+const restart = 'systemctl restart claude-api && until curl -sf 127.0.0.1:8001/health > /dev/null; do sleep 0.1; done';
 const readKey = `sed -n 's/^CLAUDE_API_KEY=//p' ${app}/.env`;
 
 /** A test on a machine of its own; they run side by side, since most of their time is waiting. */
@@ -83,7 +85,7 @@ onMachine('one command, and it serves; a second one changes nothing', async (mac
   }
   await machine.must('runuser -u claude -- mkdir /home/claude/.claude');
 
-  await machine.must(`echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && systemctl restart claude-api && sleep 1`);
+  await machine.must(`echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && ${restart}`);
   const first = await chat(machine, 'hello');
   assert.equal(typeof (await tried(machine, stdout))['content'], 'string', 'the line to try answers');
   assert.equal(typeof first['content'], 'string');
@@ -99,7 +101,7 @@ onMachine('one command, and it serves; a second one changes nothing', async (mac
 });
 
 onMachine('an update restarts what changed, and keeps key, login and dialogues', async (machine) => {
-  await machine.must(`${install} && echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && systemctl restart claude-api && sleep 1`);
+  await machine.must(`${install} && echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && ${restart}`);
   const { session_id: sessionId } = await chat(machine, 'remember me');
   const [key, pid, release] = [await machine.must(readKey), await machine.must('cat /run/stub/pid'), await machine.must(`readlink ${app}/current`)];
 
@@ -303,7 +305,7 @@ onMachine('a .env that the server would not start with is refused before anythin
 
 onMachine('--uninstall keeps .env, login and dialogues, --purge keeps nothing', async (machine) => {
   const fresh = await machine.must('ls -A /home /var/lib /etc/systemd/system; getent passwd | wc -l');
-  await machine.must(`${install} && echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && systemctl restart claude-api && sleep 1`);
+  await machine.must(`${install} && echo ANTHROPIC_API_KEY=made-up >> ${app}/.env && ${restart}`);
   const { session_id: sessionId } = await chat(machine, 'remember me');
   const key = await machine.must(readKey);
 
