@@ -35,7 +35,7 @@ async function tried(machine: ScratchMachine, said: string): Promise<Record<stri
 }
 
 test('install.sh and the other scripts pass shellcheck', { skip: needs(['shellcheck'], 'checks the scripts') }, async () => {
-  const scripts = ['install.sh', '.ci/run', '.ci/release', 'test/install/scratch/boot', 'test/install/scratch/systemctl', 'test/install/scratch/npm', 'test/install/scratch/journalctl', 'test/vps/run', 'test/vps/small', 'test/vps/kernel', 'test/vps/machine.sh', 'deploy/buckets', 'test/many/bin/ssh'];
+  const scripts = ['install.sh', '.ci/run', '.ci/release', 'test/install/scratch/boot', 'test/install/scratch/systemctl', 'test/install/scratch/npm', 'test/install/scratch/journalctl', 'test/vps/run', 'test/vps/newcomer', 'test/vps/small', 'test/vps/kernel', 'test/vps/machine.sh', 'deploy/buckets', 'test/many/bin/ssh'];
   await promisify(execFile)('shellcheck', ['-x', ...scripts], { cwd: new URL('../..', import.meta.url) });
 });
 
