@@ -55,7 +55,7 @@ print('looked' if looked > 20 else 'blind', found)
 END`;
 
 if (noSandbox === false) testWithRealClis('each kind of login', async (t, binary) => {
-  await Promise.all(logins.map(([name, header, value]) => t.test(`${name} reaches Anthropic and nobody inside, and is named where it is refused`, async (t) => {
+  for (const [name, header, value] of logins) await t.test(`${name} reaches Anthropic and nobody inside, and is named where it is refused`, async (t) => {
     const api = await startMessagesApi(t);
     const home = await makeSandboxedHome(t);
     if (name === 'the login file') await writeLoginFile(home);
@@ -73,7 +73,7 @@ if (noSandbox === false) testWithRealClis('each kind of login', async (t, binary
     api.script = () => refuse(401, 'authentication_error', 'invalid login');
     const refused = await server.chat({ prompt: 'again', session_id: reply.body['session_id'] });
     assert.deepEqual([refused.status, refused.body['code']], [503, 'claude_not_authenticated'], JSON.stringify(refused.body));
-  })));
+  });
 });
 
 if (noSandbox === false) testWithRealClis('two users at once', async (t, binary) => {
