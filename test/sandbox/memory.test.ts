@@ -25,6 +25,7 @@ test('where the server sees its own processes alone it counts what its sandboxes
   await until('a server that is ready', async () => ((await server.request('/health')).status === 200 ? true : undefined), 30_000);
   assert.equal((await server.chat({ prompt: 'hello' })).status, 200);
   const { memory } = (await (await server.request('/health')).json()) as { memory: { held: number } };
+  await server.end(); // not by SIGKILL while the spare's sandbox is made: what is half made would live on
   // bubblewrap itself has less than one, the CLI that plays some eight.
   assert.ok(memory.held > 4 * mib, `${memory.held / mib} MiB`);
 });
