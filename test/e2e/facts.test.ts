@@ -182,14 +182,15 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       const one = await first.turn('one');
       const two = await first.turn('two', 2);
       await first.end();
-      const resumed = start(undefined, `--resume=${String(one['session_id'])}`);
+      const resumed = start(undefined, `--resume=${String(one['session_id'])}`, '--include-partial-messages');
       const three = await resumed.turn('three');
       assert.ok(costOf(one) > 0);
       assert.deepEqual([costOf(two), costOf(three)], [costOf(one), costOf(one)]);
       assert.ok(Number(three['total_cost_usd']) > 2.5 * costOf(one), 'the total goes on');
       api.script = () => hang('So far');
       resumed.send(userLine({ prompt: 'four' }, '/inbox'));
-      await api.asked('four');
+      // What is counted comes with the answer's beginning.
+      await until('the first words', () => resumed.lines.find(({ event }) => JSON.stringify(event)?.includes('So far')));
       resumed.send(interruptLine);
       assert.ok(costOf(await until('the result', () => resumed.lines.filter(({ type }) => type === 'result')[1])) > 0);
     }),
