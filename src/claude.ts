@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { realpath } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { createInside, type Inside } from './cli/inside.ts';
 import { createOutside } from './cli/outside.ts';
 import { openUsers, type Users } from './cli/users.ts';
@@ -11,7 +12,7 @@ import type { Cgroups, ProcessGroup } from './host/cgroups.ts';
 import { findProvider } from './host/login.ts';
 import { machineExhausted } from './host/memory.ts';
 import type { Log } from './log.ts';
-import { shuttingDown } from './problem.ts';
+import { Problem, shuttingDown } from './problem.ts';
 import { socketPathProblem } from './sandbox/api-socket.ts';
 import { runSizeProgram, sizeProgram, type FolderSize } from './sandbox/folder-size.ts';
 import { createShare } from './sandbox/share.ts';
@@ -37,7 +38,8 @@ export interface Claude {
    * A started process for this session, in the user's own folders (made on first use). It exists but is not known to work
    * before its first turn. Waits until the sandbox is tried. Throws Problem `claude_not_found` when there is no such
    * program, `claude_too_old` when the last probe found so, `sandbox_unavailable`, `storage_unavailable` when a folder
-   * cannot be made, and `busy` when the machine has no room for a process.
+   * cannot be made, and `busy` when the machine has no room for a process, or what the user's last ones left is not removed
+   * within 2 s.
    */
   start(session: StartSession): Promise<Worker>;
   /**
@@ -141,7 +143,7 @@ export async function createClaude(
 
   async function launch({ userId, sessionId, isNew }: StartSession): Promise<Worker> {
     const chosen = await getWay();
-    await emptying.get(userId);
+    await untilEmptied(userId);
     started += 1;
     const number = started;
     const folders = await users.prepare(userId, number);
@@ -159,6 +161,14 @@ export async function createClaude(
       await group?.end();
       throw error;
     }
+  }
+
+  /** Not for long: while it waits it counts as starting, and others do not start. */
+  async function untilEmptied(userId: number): Promise<void> {
+    const emptied = emptying.get(userId)?.then(() => true);
+    if (emptied === undefined || (await Promise.race([emptied, delay(mostEmptyingMs, false, { ref: false })]))) return;
+    const detail = "What this user's last programs left is still being removed; try again in a few seconds.";
+    throw new Problem('busy', detail, { retryAfterSeconds: 5 });
   }
 
   function openGroup(userId: number, number: number): ProcessGroup | undefined {
@@ -225,6 +235,7 @@ export async function createClaude(
 
 const longTrialMs = 5000;
 const measureMs = 30_000;
+const mostEmptyingMs = 2000;
 const never = new AbortController().signal;
 // A count is five small programs, and one core's work.
 const mostMeasured = 4;

@@ -7,7 +7,7 @@ import { test, type TestContext } from 'node:test';
 import { createClaude, type Claude } from '../../src/claude.ts';
 import { endMarked } from '../../src/cli/strays.ts';
 import { loadConfig } from '../../src/env.ts';
-import { until } from '../running-server.ts';
+import { until, within } from '../running-server.ts';
 
 const sessionId = 'f1b19141-9e1d-4e8d-a902-a05c85145ac0';
 
@@ -34,6 +34,20 @@ test('a user\'s tmp is emptied once all is gone that a process left running', as
   await worker.exited;
   await until('what belongs to the process to be gone', async () => ((await readdir(join(user, 'turns'))).length === 0 ? true : undefined));
   assert.deepEqual([await endMarked(claude.markerPrefix), await readdir(join(user, 'tmp'))], [0, []]);
+});
+
+test('a start does not wait long for what its user\'s last programs left', async (t) => {
+  const { claude } = await claudeOf(t, 'exit 0');
+  let tidied: (() => void) | undefined;
+  t.mock.method(claude.users, 'tidy', () => new Promise<void>((resolve) => (tidied = resolve)), { times: 1 });
+  const worker = await claude.start({ userId: 1, sessionId, isNew: true });
+  await worker.stop();
+  const end = await until('the removal', () => tidied);
+  const refused = assert.rejects(claude.start({ userId: 1, sessionId, isNew: true }), { code: 'busy', extras: { retryAfterSeconds: 5 } });
+  await within('the refusal', 4000, refused);
+  await (await within('another user\'s start', 1000, claude.start({ userId: 2, sessionId, isNew: true }))).stop();
+  end();
+  await (await within('the start afterwards', 1500, claude.start({ userId: 1, sessionId, isNew: true }))).stop();
 });
 
 test('what a CLI that does not say its version left running is ended', async (t) => {
