@@ -1,12 +1,20 @@
+import { randomUUID } from 'node:crypto';
 import { closeSync, constants, fstatSync, opendirSync, openSync, type Stats } from 'node:fs';
-import { open, opendir, rmdir, unlink, writeFile } from 'node:fs/promises';
+import { open, opendir, rename, rmdir, unlink, writeFile } from 'node:fs/promises';
 
 const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = constants;
 const folderFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW;
 const fileFlags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
 
-// Each level holds a descriptor while it is walked; what lies deeper stays.
+// Each level holds two descriptors while it is walked; what lies deeper is moved up first.
 const maxDepth = 64;
+
+/** The removal of all that lies in a folder. */
+interface Emptying {
+  readonly top: Folder;
+  /** Whether something was moved up to the top, where it may have been passed by. */
+  hasMoved: boolean;
+}
 
 /**
  * A folder held open, in which names are used one at a time. What lies in it is somebody else's: no link is followed, no
@@ -109,34 +117,49 @@ export class Folder {
   }
 
   /** Removes what lies here under this name, a folder with all that is in it. What cannot be removed stays; never rejects. */
-  async remove(name: string | Buffer, depth = 0): Promise<void> {
-    if (await unlink(this.#pathOf(name)).then(() => true, () => false)) return;
-    if (depth < maxDepth) await this.#emptyFolder(name, depth + 1);
-    await rmdir(this.#pathOf(name)).catch(() => {});
+  async remove(name: string | Buffer): Promise<void> {
+    if (!(await works(unlink(this.#pathOf(name))))) await this.#removeFolder(name, (folder) => folder.empty());
   }
 
-  /** Removes all that lies in it, as `remove` does. */
-  async empty(depth = 0): Promise<void> {
-    for await (const name of this.names()) await this.remove(name, depth);
+  /** Removes all that lies in it, as `remove` does, however deep. Rejects where it cannot be listed. */
+  async empty(): Promise<void> {
+    const emptying = { top: this, hasMoved: true };
+    while (emptying.hasMoved) {
+      emptying.hasMoved = false;
+      await this.#emptyLevel(emptying, 1);
+    }
   }
 
   close(): void {
     closeSync(this.#fd);
   }
 
-  async #emptyFolder(name: string | Buffer, depth: number): Promise<void> {
+  async #emptyLevel(emptying: Emptying, depth: number): Promise<void> {
+    for await (const name of this.names()) {
+      if (await works(unlink(this.#pathOf(name)))) continue;
+      if (depth < maxDepth) await this.#removeFolder(name, (folder) => folder.#emptyLevel(emptying, depth + 1));
+      else if (await works(rename(this.#pathOf(name), emptying.top.#pathOf(randomUUID())))) emptying.hasMoved = true;
+    }
+  }
+
+  async #removeFolder(name: string | Buffer, empty: (folder: Folder) => Promise<void>): Promise<void> {
     let folder: Folder | undefined;
     try {
       folder = new Folder(openSync(this.#pathOf(name), folderFlags));
-      await folder.empty(depth);
+      await empty(folder);
     } catch {
       // Gone, swapped for something else, or not to be opened.
     } finally {
       folder?.close();
     }
+    await works(rmdir(this.#pathOf(name)));
   }
 
   #pathOf(name: string | Buffer): Buffer {
     return Buffer.concat([Buffer.from(`/proc/self/fd/${this.#fd}/`), Buffer.from(name)]);
   }
+}
+
+function works(act: Promise<void>): Promise<boolean> {
+  return act.then(() => true, () => false);
 }

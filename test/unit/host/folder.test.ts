@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { existsSync, linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -85,14 +85,24 @@ test('emptying removes everything inside, follows no link, and leaves what is ou
   assert.equal(descriptors(path), 0);
 });
 
-test('a folder nested deeper than is walked loses what was reached, and the walk ends', async (t) => {
+test('folders nested as deep as can be are removed, with few descriptors', async (t) => {
   const path = makeFolder(t);
-  // Deeper than any path may be long.
-  execFileSync('sh', ['-c', 'i=0; while [ $i -lt 200 ]; do mkdir d && cd d && : >file; i=$((i+1)); done'], { cwd: path });
-  const folder = Folder.open(path);
-  await folder.empty();
-  folder.close();
-  assert.equal(existsSync(join(path, 'd/file')), false);
+  const outside = join(path, 'outside');
+  mkdirSync(outside);
+  writeFileSync(join(outside, 'kept'), '');
+  const nest = 'i=0; while [ $i -lt 300 ]; do mkdir d e && : >file && ln -s "$0" link && cd d; i=$((i+1)); done';
+  for (const name of ['emptied', 'removed']) {
+    mkdirSync(join(path, name));
+    execFileSync('sh', ['-c', nest, outside], { cwd: join(path, name) });
+  }
+  let most = 0;
+  const timer = setInterval(() => (most = Math.max(most, descriptors(path))), 1);
+  t.after(() => clearInterval(timer));
+  await Folder.use(path, ['emptied'], (folder) => folder.empty());
+  await Folder.use(path, [], (folder) => folder.remove('removed'));
+  assert.deepEqual([readdirSync(path).sort(), readdirSync(join(path, 'emptied')), readdirSync(outside)], [['emptied', 'outside'], [], ['kept']]);
+  assert.ok(most <= 140, `${most} descriptors`);
+  assert.equal(descriptors(path), 0);
 });
 
 test('a file that turns out longer than it was is not read', async () => {
