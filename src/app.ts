@@ -88,11 +88,12 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
     claude.tokens.requireLeft(userId);
     return takeByRate(userId);
   };
+  const reserve = createReserve(config.stateDir);
   const disk = createDiskLimit({
     measure: (userId) => claude.measure(userId, 2 * maxUserFiles),
-    shortage: () => findShortage(config.stateDir),
+    shortage: () => findShortage(config.stateDir, reserve.missing()),
     max: { bytes: config.userDiskBytes, files: maxUserFiles },
-    reserve: createReserve(config.stateDir),
+    reserve,
   });
   let isStopping = false;
   let stopped: Promise<void> | undefined;

@@ -1,4 +1,5 @@
 import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -9,17 +10,19 @@ export interface Reserve {
   keep(): Promise<void>;
   /** Gives it up. Never rejects. */
   give(): Promise<void>;
+  /** What of it would still have to be taken from the disk: all or nothing. */
+  missing(): { readonly bytes: number; readonly files: number };
 }
 
 // Some hundred turns, and as many new dialogues.
 const keptBytes = 64 * 1024 * 1024;
 const keptFiles = 1000;
 
-/** The reserve in `stateDir`, where an earlier server may have left it. Does nothing yet; what cannot be kept is not tried again. */
+/** The reserve in `stateDir`, where an earlier server may have left it. Changes nothing yet; what cannot be kept is not tried again. */
 export function createReserve(stateDir: string): Reserve {
   const folder = join(stateDir, 'reserve');
   let changing = Promise.resolve();
-  let isKept = false;
+  let isKept = existsSync(join(folder, String(keptFiles - 1)));
 
   async function keep(): Promise<void> {
     isKept = true;
@@ -37,5 +40,6 @@ export function createReserve(stateDir: string): Reserve {
   return {
     keep: async () => (isKept ? undefined : inTurn(keep)),
     give: () => inTurn(give),
+    missing: () => (isKept ? { bytes: 0, files: 0 } : { bytes: keptBytes, files: keptFiles }),
   };
 }

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import type { Log } from '../log.ts';
 import { describeBug, errorCode, Problem, toProblem } from '../problem.ts';
 import { machineExhausted } from './memory.ts';
+import type { Reserve } from './reserve.ts';
 
 // As much as a long turn may add to a dialogue: with less no turn begins.
 const leastFreeBytes = 16 * 1024 * 1024;
@@ -32,13 +33,13 @@ const enoughFreeBytes = 512 * 1024 * 1024;
 
 /**
  * What the disk of the users' folders is nearly out of: less than 512 MiB or 5 % is free, whichever is less, or 2 % of the
- * inodes. undefined where there is enough, or nothing can be asked.
+ * inodes. What is `missing` elsewhere is not free. undefined where there is enough, or nothing can be asked.
  */
-export function findShortage(stateDir: string): 'bytes' | 'files' | undefined {
+export function findShortage(stateDir: string, missing: ReturnType<Reserve['missing']>): 'bytes' | 'files' | undefined {
   try {
     const { blocks, bavail, bsize, files, ffree } = statfsSync(join(stateDir, 'users'));
-    if (bavail * bsize < Math.min(enoughFreeBytes, (blocks * bsize) / 20)) return 'bytes';
-    return ffree < files / 50 ? 'files' : undefined;
+    if (blocks > 0 && bavail * bsize - missing.bytes < Math.min(enoughFreeBytes, (blocks * bsize) / 20)) return 'bytes';
+    return files > 0 && ffree - missing.files < files / 50 ? 'files' : undefined;
   } catch {
     return undefined;
   }

@@ -6,11 +6,11 @@ import type { FolderSize } from '../sandbox/folder-size.ts';
 interface DiskOptions {
   /** What the user's folder holds now; undefined where that cannot be counted at the moment. Never rejects. */
   readonly measure: (userId: number) => Promise<FolderSize | undefined>;
-  /** What the disk of all users is nearly out of; undefined where there is enough. */
+  /** What the disk of all users is nearly out of, the reserve counted as kept; undefined where there is enough. */
   readonly shortage: () => keyof FolderSize | undefined;
   readonly max: FolderSize;
   /** What others can go on in when one has filled the disk. */
-  readonly reserve: Reserve;
+  readonly reserve: Pick<Reserve, 'keep' | 'give'>;
   /** How often the disk is looked at while turns run. */
   readonly watchMs?: number;
   /** How long until the programs of a turn that was ended are gone: they would fill the reserve too. */

@@ -92,6 +92,7 @@ testSandboxed('one who fills the folder is told to make room, then has no turn u
 });
 
 for (const [what, fill] of [
+  ['bytes but 80 MiB', 'fallocate -l $(($(df -m --output=avail . | tail -n 1) - 80))M a; sleep 60'],
   ['bytes', 'while :; do i=$((i+1)); fallocate -l 64M /work/$i || sleep 0.1; done'],
   ['files', 'seq 200000 | xargs touch 2>/dev/null; sleep 60'],
 ] as const) {
@@ -107,7 +108,8 @@ for (const [what, fill] of [
     await until('room for others', async () => ((await codeOf(3)) === undefined ? true : undefined), 30_000);
     await writeFile(join(stateDir, 'users/2/work/go'), '');
     assert.equal((await running).status, 200);
-    assert.equal(await codeOf(1), 'user_storage_full');
+    await until('the reserve to be given', () => (readdirSync(stateDir).includes('reserve') ? undefined : true));
+    assert.equal(await codeOf(1), 'user_storage_full', 'what the reserve gave is not room that somebody made');
     for (const name of await readdir(join(stateDir, 'users/1/work'))) await rm(join(stateDir, 'users/1/work', name));
     assert.equal(await codeOf(1), undefined);
   });
