@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { readlinkSync } from 'node:fs';
-import { chown, lstat, mkdir, readdir, readlink, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { chown, link, lstat, mkdir, readdir, readlink, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { openConnection, requestBytes } from '../http-client.ts';
@@ -55,6 +55,10 @@ test('a bucket moves with dialogues and files once its turns have ended, and nob
   await mkdir(join(work, "it's; a $(name)\n"));
   await writeFile(join(work, 'owned'), 'x');
   if (process.getuid?.() === 0) await chown(join(work, 'owned'), 64_123, 64_123);
+  // Much larger than what they take on the disk, which is what a user is held to.
+  await writeFile(join(work, 'sparse'), '');
+  await truncate(join(work, 'sparse'), 64 * 1024 * 1024);
+  await link(join(work, 'owned'), join(work, 'linked'));
   // Left by a copy that broke off.
   for (const user of ['5', '133']) await mkdir(join(target.home, 'state/users', user, 'work/stale'), { recursive: true });
 
@@ -86,7 +90,10 @@ test('a bucket moves with dialogues and files once its turns have ended, and nob
   const left = (await processesOf(source.home, source.server.pid)).map((line) => readlinkSync(`/proc/${Number.parseInt(line, 10)}/cwd`));
   assert.deepEqual([...new Set(left)], [join(source.home, 'state/users/7/work')], 'no process of theirs is left there');
   const moved = join(target.home, 'state/users/5/work');
-  assert.deepEqual((await readdir(moved)).sort(), ["it's; a $(name)\n", 'neighbour', 'out', 'owned', 'pipe']);
+  assert.deepEqual((await readdir(moved)).sort(), ["it's; a $(name)\n", 'linked', 'neighbour', 'out', 'owned', 'pipe', 'sparse']);
+  const sparse = await lstat(join(moved, 'sparse'));
+  assert.deepEqual([sparse.size, sparse.blocks < 100], [64 * 1024 * 1024, true]);
+  assert.equal((await lstat(join(moved, 'linked'))).ino, (await lstat(join(moved, 'owned'))).ino);
   assert.deepEqual(await Promise.all(['out', 'neighbour'].map((name) => readlink(join(moved, name)))), ['/etc', '../../69/home']);
   if (process.getuid?.() === 0) assert.equal((await lstat(join(moved, 'owned'))).uid, 64_123);
   for (const [user, session, prompts] of [[mine, ours, ['one', 'play slow 3000 #through']], [neighbour, theirs, ['one', 'play slow 3000 #gone']]] as const) {
