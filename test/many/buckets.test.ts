@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { readlinkSync } from 'node:fs';
-import { chown, link, lstat, mkdir, readdir, readlink, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises';
+import { chown, link, lstat, mkdir, readdir, readlink, rename, rm, rmdir, symlink, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { openConnection, requestBytes } from '../http-client.ts';
@@ -59,6 +59,9 @@ test('a bucket moves with dialogues and files once its turns have ended, and nob
   await writeFile(join(work, 'sparse'), '');
   await truncate(join(work, 'sparse'), 64 * 1024 * 1024);
   await link(join(work, 'owned'), join(work, 'linked'));
+  // An operator's own.
+  const strays = ['5.bak', '5 69'];
+  for (const name of strays) await mkdir(join(source.home, 'state/users', name));
   // Left by a copy that broke off.
   for (const user of ['5', '133']) await mkdir(join(target.home, 'state/users', user, 'work/stale'), { recursive: true });
 
@@ -83,6 +86,7 @@ test('a bucket moves with dialogues and files once its turns have ended, and nob
   t.diagnostic(`moved in ${Math.round(performance.now() - startedAt)} ms`);
 
   assert.equal((await healthOf(front, source))['failures'], 0, 'no turn was ended');
+  for (const name of strays) await rmdir(join(source.home, 'state/users', name));
   assert.deepEqual(await source.users(), [other]);
   assert.deepEqual((await readdir(join(source.home, 'state/moved'))).map((name) => name.split('.')[0]).sort(), ['5', '69']);
   assert.deepEqual(await target.users(), [mine, neighbour]);
