@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errorCode } from '../problem.ts';
@@ -41,6 +41,7 @@ export function openCgroups(root = '/'): Cgroups | { readonly refusal: string } 
   const has = read(join(folder, 'cgroup.controllers')).split(/\s/);
   const missing = controllers.filter((name) => !has.includes(name));
   if (missing.length > 0) return { refusal: `its own has not: ${missing.join(', ')}` };
+  if (!existsSync(join(folder, 'cgroup.kill'))) return { refusal: 'its own has no cgroup.kill (Linux 5.14)' };
   // A shell beside it, say: nobody may be in a group that has others below it, and they are not ours to move.
   if (read(join(folder, 'cgroup.procs')).trim() !== String(process.pid)) return { refusal: 'others are in its own' };
   try {

@@ -19,6 +19,7 @@ function machine(t: TestContext, files: Readonly<Record<string, string>> = {}): 
     'proc/self/cgroup': '0::/system.slice/claude-api.service\n',
     'proc/self/mountinfo': '30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n',
     [`${service}/cgroup.controllers`]: 'cpuset cpu io memory pids\n',
+    [`${service}/cgroup.kill`]: '',
     [`${service}/cgroup.procs`]: `${process.pid}\n`,
     [`${service}/memory.max`]: `${800 * mib}\n`,
     [`${service}/memory.current`]: '1\n',
@@ -113,3 +114,11 @@ for (const [what, files, refusal] of refusals) {
     assert.equal(existsSync(join(root, service, 'cgroup.subtree_control')), false);
   });
 }
+
+test('where a group cannot be killed as a whole, as before Linux 5.14, there is nothing to divide, and nothing is changed', (t) => {
+  const root = machine(t);
+  rmSync(join(root, service, 'cgroup.kill'));
+  const groups = openCgroups(root);
+  assert.match('refusal' in groups ? groups.refusal : '', /has no cgroup\.kill/);
+  assert.equal(existsSync(join(root, service, 'cgroup.subtree_control')), false);
+});
