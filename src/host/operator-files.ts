@@ -55,12 +55,19 @@ function serversOf(text: string, mayHoldSecrets: boolean): OperatorFiles['mcpSer
     if (!/^[\w-]{1,64}$/.test(name)) throw new Unfit('names of servers in letters, digits, _ and -');
     const isText = (key: string): boolean => typeof server?.[key] === 'string';
     if (server === undefined || !(isText('command') || isText('url'))) throw new Unfit('a command or a url for each server');
-    const isOpen = (key: string): boolean => Object.keys(asObject(server[key]) ?? {}).length > 0;
-    if (!mayHoldSecrets && (isOpen('env') || isOpen('headers'))) {
-      throw new Unfit('no env and no headers: every end user can read them in the sandbox (with CLAUDE_SANDBOX=off they are taken)');
+    if (!mayHoldSecrets && !isOpen(server)) {
+      throw new Unfit('no env, headers, headersHelper or login in a url: end users see it in the sandbox (CLAUDE_SANDBOX=off takes it)');
     }
   }
   return servers;
+}
+
+/** Whether nothing is where a secret would be. */
+function isOpen(server: Readonly<Record<string, unknown>>): boolean {
+  const isEmpty = (key: string): boolean => server[key] === undefined || JSON.stringify(server[key]) === '{}';
+  // Not by URL: what has variables of the CLI's in it is none yet.
+  const hasLogin = /^[^/\\?#]*[/\\]*[^/\\?#]*@/.test(String(server['url'] ?? ''));
+  return !hasLogin && ['env', 'headers', 'headersHelper'].every(isEmpty);
 }
 
 function parseJson(text: string): unknown {

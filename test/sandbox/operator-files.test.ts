@@ -28,7 +28,7 @@ test('a file that is not right ends the server with 78 before anything runs', as
   await rm(files.CLAUDE_SYSTEM_PROMPT_FILE);
   const server = new RunningServer(home, { ...files, CLAUDE_SANDBOX: 'auto' });
   assert.equal(await server.ended(), 78);
-  assert.match(server.stderr, /^claude-api: CLAUDE_SYSTEM_PROMPT_FILE: the file cannot be read \(ENOENT\)\nclaude-api: CLAUDE_MCP_CONFIG: expected no env and no headers/);
+  assert.match(server.stderr, /^claude-api: CLAUDE_SYSTEM_PROMPT_FILE: the file cannot be read \(ENOENT\)\nclaude-api: CLAUDE_MCP_CONFIG: expected no env, headers, headersHelper or login in a url/);
 });
 
 testSandboxed('in the sandbox the CLI is told the same', async (t) => {

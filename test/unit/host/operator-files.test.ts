@@ -57,12 +57,17 @@ test('a server without a command and a url, and a name that the CLI would change
   ] as const) assert.match((await problemsOf({ mcpConfigFile: await file(t, JSON.stringify({ mcpServers: servers })) })).join(), expected);
 });
 
-test('env and headers are refused where a sandbox may show them to end users, and taken without one', async (t) => {
-  for (const server of [{ command: 'x', env: { TOKEN: 'secret' } }, { url: 'https://x.example', headers: { authorization: 'secret' } }]) {
-    const mcpConfigFile = await file(t, JSON.stringify({ mcpServers: { fine: { command: 'y' }, server } }));
+const secretServers = [
+  { command: 'x', env: { TOKEN: 'secret' } }, { command: 'x', env: 'TOKEN=secret' }, { url: 'https://x.example', headers: { authorization: 'secret' } },
+  { url: 'https://x.example', headers: ['Authorization: secret'] }, { url: 'https://x.example', headersHelper: 'echo secret' }, { url: 'https://me:secret@x.example/' },
+  { url: 'https://secret@x.example' }, { url: 'https:secret@x.example' }, { url: 'https:\\\\secret@x.example' }, { url: ' https://me:secret@x.example' },
+];
+test('where a secret would be nothing may be that a sandbox may show to end users, and without one it is taken', async (t) => {
+  for (const server of secretServers) {
+    const mcpConfigFile = await file(t, JSON.stringify({ mcpServers: { fine: { command: 'y', url: 'https://x.example/@me?to=a@b' }, server } }));
     for (const sandbox of ['auto', 'required'] as const) {
       const [problem = ''] = await problemsOf({ mcpConfigFile, sandbox });
-      assert.match(problem, /^CLAUDE_MCP_CONFIG: expected no env and no headers/);
+      assert.match(problem, /^CLAUDE_MCP_CONFIG: expected no env, headers, headersHelper or login in a url/);
       assert.doesNotMatch(problem, /secret/);
     }
     assert.deepEqual((await readOperatorFiles({ ...unset, mcpConfigFile, sandbox: 'off' })).mcpServers['server'], server);
