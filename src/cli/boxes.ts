@@ -3,6 +3,7 @@ import { basename, dirname, join } from 'node:path';
 import { Folder } from '../host/folder.ts';
 import { storageUnavailable } from '../host/storage.ts';
 import { isFileName, maxFiles, maxFilesBytes, type TurnFile } from '../host/turn-files.ts';
+import { toProblem } from '../problem.ts';
 import type { TurnEnd } from './dialogue.ts';
 
 /** What Claude left for the user in a turn. */
@@ -35,13 +36,15 @@ export class Boxes {
 
   /**
    * A turn with these files in the inbox and nothing in the outbox; what Claude puts there is added to its answer. Never
-   * rejects: where the inbox cannot be filled there is no turn.
+   * rejects: where the inbox cannot be filled there is no turn. Nor when `signal` aborts before it is, with the reason for
+   * its problem; the filling then still goes on, so the process must be stopped.
    */
-  async around(files: readonly TurnFile[], turn: () => Promise<TurnEnd>): Promise<TurnEnd> {
+  async around(files: readonly TurnFile[], signal: AbortSignal, turn: () => Promise<TurnEnd>): Promise<TurnEnd> {
     try {
-      await this.#inOrder(() => this.#fill(files));
+      await unlessAborted(this.#inOrder(() => this.#fill(files)), signal);
     } catch (error) {
-      return { wasHeard: false, costUsd: 0, outcome: { problem: storageUnavailable(error) } };
+      const problem = signal.aborted ? toProblem(signal.reason) : storageUnavailable(error);
+      return { wasHeard: false, costUsd: 0, outcome: { problem } };
     }
     const end = await turn();
     if ('problem' in end.outcome) return end;
@@ -107,6 +110,15 @@ export class Boxes {
     this.#last = done.catch(() => {});
     return done;
   }
+}
+
+/** Waits for this, but rejects as soon as the signal aborts. */
+async function unlessAborted(act: Promise<void>, signal: AbortSignal): Promise<void> {
+  let leave = (): void => {};
+  const aborted = new Promise<void>((_resolve, reject) => (leave = () => reject(signal.reason)));
+  if (signal.aborted) leave();
+  signal.addEventListener('abort', leave);
+  await Promise.race([aborted, act]).finally(() => signal.removeEventListener('abort', leave));
 }
 
 /** The first names there are, in order, as bytes and as the caller is told them: in NFC, and what no name may hold replaced. */

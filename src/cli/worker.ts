@@ -76,23 +76,24 @@ export class Worker {
    * stopped, and the turn resolves within 5 s.
    */
   turn(message: Message, signal: AbortSignal, onEvent: (event: TurnEvent) => void): Promise<TurnEnd> {
-    return this.#launch.boxes.around(message.files ?? [], () => this.#say(userLine(message, this.#launch.inbox), signal, onEvent));
+    const { boxes, inbox } = this.#launch;
+    const stop = (): void => void this.stop();
+    signal.addEventListener('abort', stop);
+    if (signal.aborted) stop();
+    const end = boxes.around(message.files ?? [], signal, () => this.#say(userLine(message, inbox), onEvent));
+    return end.finally(() => signal.removeEventListener('abort', stop));
   }
 
   /** Throws when a turn is running already. */
-  #say(line: string, signal: AbortSignal, onEvent: (event: TurnEvent) => void): Promise<TurnEnd> {
+  #say(line: string, onEvent: (event: TurnEvent) => void): Promise<TurnEnd> {
     const end = this.#dialogue.begin(onEvent);
     if (this.#exit !== undefined) {
       this.#failTurn();
       return end;
     }
-    const stop = (): void => void this.stop();
-    signal.addEventListener('abort', stop, { once: true });
-    if (signal.aborted) stop();
     this.#beginApiTurn();
     this.#child.stdin.write(line);
     return end.then((turnEnd) => {
-      signal.removeEventListener('abort', stop);
       this.#endApiTurn();
       return this.#report === undefined ? turnEnd : withApiReport(turnEnd, this.#report);
     });

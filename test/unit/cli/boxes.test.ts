@@ -9,6 +9,7 @@ import type { TurnEnd } from '../../../src/cli/dialogue.ts';
 import { Problem } from '../../../src/problem.ts';
 
 const mib = 1024 * 1024;
+const never = new AbortController().signal;
 const answered: TurnEnd = { wasHeard: true, costUsd: 0.25, outcome: { content: 'done' } };
 
 function makeBoxes(t: TestContext): Boxes {
@@ -21,7 +22,7 @@ function makeBoxes(t: TestContext): Boxes {
 
 /** What is given after a turn in which this happens. */
 async function givenBy(boxes: Boxes, act: () => void, files: Parameters<Boxes['around']>[0] = []): Promise<Given> {
-  const { outcome } = await boxes.around(files, async () => {
+  const { outcome } = await boxes.around(files, never, async () => {
     act();
     return answered;
   });
@@ -104,7 +105,7 @@ test('of a million names a thousand are told', async (t) => {
 test('a turn that failed gives nothing', async (t) => {
   const boxes = makeBoxes(t);
   const failed: TurnEnd = { wasHeard: true, costUsd: 0, outcome: { problem: new Problem('claude_failed', 'It failed.') } };
-  const end = await boxes.around([], async () => {
+  const end = await boxes.around([], never, async () => {
     writeFileSync(join(boxes.outbox, 'half'), 'x');
     return failed;
   });
@@ -115,7 +116,7 @@ test('a turn that failed gives nothing', async (t) => {
 test('without an inbox there is no turn', async (t) => {
   const boxes = makeBoxes(t);
   rmSync(boxes.inbox, { recursive: true });
-  const end = await boxes.around([{ name: 'a', bytes: Buffer.from('a') }], () => assert.fail('it was begun'));
+  const end = await boxes.around([{ name: 'a', bytes: Buffer.from('a') }], never, () => assert.fail('it was begun'));
   assert.deepEqual('problem' in end.outcome && [end.wasHeard, end.outcome.problem.code], [false, 'storage_unavailable']);
 });
 

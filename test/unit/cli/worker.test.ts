@@ -1,11 +1,16 @@
 import assert from 'node:assert/strict';
 import childProcess, { type ChildProcess } from 'node:child_process';
+import { getEventListeners } from 'node:events';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { Problem } from '../../../src/problem.ts';
 import { Boxes } from '../../../src/cli/boxes.ts';
 import { Worker } from '../../../src/cli/worker.ts';
-import { within } from '../../running-server.ts';
+import { Folder } from '../../../src/host/folder.ts';
+import { until, within } from '../../running-server.ts';
 
 const boxes = new Boxes('/nowhere');
 const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', sessionId: 'a', boxes, inbox: '/inbox', isInPlace: () => true };
@@ -49,6 +54,30 @@ test('a process with a control group is started in it, weighed by it and ended w
   assert.equal(worker.heldBytes(), 42);
   await within('its end', 10_000, worker.stop());
   assert.deepEqual(told, ['end']);
+});
+
+test('a turn that is ended while the boxes are still emptied ends at once, is not said, and its process is not used again', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'claude-api-worker-'));
+  t.after(() => rmSync(folder, { recursive: true, force: true }));
+  const own = new Boxes(join(folder, '1'));
+  for (const path of [own.inbox, own.outbox]) mkdirSync(path, { recursive: true });
+  const worker = new Worker({ ...launch, command: '/bin/sh', args: ['-c', 'exec cat >said'], cwd: folder, boxes: own });
+  t.after(() => worker.stop());
+  let emptied: (() => void) | undefined;
+  t.mock.method(Folder.prototype, 'empty', () => new Promise<void>((resolve) => (emptied = resolve)), { times: 1 });
+  const caller = new AbortController();
+  const turn = worker.turn({ prompt: 'unsaid', files: [{ name: 'late', bytes: Buffer.from('x') }] }, caller.signal, () => {});
+  const end = await until('the emptying', () => emptied);
+  assert.ok(worker.isReusable);
+  const reason = new Problem('claude_timeout', 'It took too long.');
+  caller.abort(reason);
+  assert.deepEqual(await within('the end of the turn', 1000, turn), { wasHeard: false, costUsd: 0, outcome: { problem: reason } });
+  assert.equal(worker.isReusable, false);
+  assert.equal(getEventListeners(caller.signal, 'abort').length, 0);
+  end();
+  await within('the end of the process', 5000, worker.stop());
+  assert.doesNotMatch(readFileSync(join(folder, 'said'), 'utf8'), /unsaid/);
+  assert.ok(!existsSync(join(folder, '1')));
 });
 
 test('a pipe to the CLI that breaks ends nothing', (t) => {
