@@ -15,6 +15,8 @@ interface DiskOptions {
   readonly watchMs?: number;
   /** How long until the programs of a turn that was ended are gone: they would fill the reserve too. */
   readonly giveAfterMs?: number;
+  /** How long a turn waits for a count, which goes on all the same. */
+  readonly countWaitMs?: number;
 }
 
 /** What users have on disk, and what follows from it for their turns. */
@@ -22,7 +24,7 @@ export interface DiskLimit {
   /**
    * To be asked before a turn: gives the line that tells Claude to make room, where the folder is over its limit. Throws
    * Problem `user_storage_full` where it is over by more than a tenth, or this user filled the disk and it still is full.
-   * Counts only what is not known to be within the limit.
+   * Counts only what is not known to be within the limit; a count of more than 5 s holds for the next turn.
    */
   admit(userId: number): Promise<string | undefined>;
   /**
@@ -50,7 +52,8 @@ const recountMs = 5000;
 const leastGrowth: FolderSize = { bytes: 16 * mib, files: 1000 };
 
 /** The limit for all users. Counts nothing before it is asked. */
-export function createDiskLimit({ measure, shortage, max, reserve, watchMs = 1000, giveAfterMs = 3000 }: DiskOptions): DiskLimit {
+export function createDiskLimit(options: DiskOptions): DiskLimit {
+  const { measure, shortage, max, reserve, watchMs = 1000, giveAfterMs = 3000, countWaitMs = 5000 } = options;
   const known = new Map<number, { readonly size: FolderSize; readonly atMs: number }>();
   const counting = new Map<number, Promise<FolderSize | undefined>>();
   const planned = new Set<number>();
@@ -118,7 +121,7 @@ export function createDiskLimit({ measure, shortage, max, reserve, watchMs = 100
       fillers.delete(userId);
       const last = known.get(userId);
       const isKnown = last !== undefined && (shareOf(last.size) <= mostOver || performance.now() - last.atMs < recountMs);
-      const size = isKnown ? last.size : await count(userId);
+      const size = isKnown ? last.size : await inTime(count(userId), countWaitMs, last?.size);
       const share = size === undefined ? 0 : shareOf(size);
       if (share > mostOver) throw folderFull(max);
       return size !== undefined && share > 1 ? makeRoom(size, max) : undefined;
@@ -138,6 +141,14 @@ export function createDiskLimit({ measure, shortage, max, reserve, watchMs = 100
       };
     },
   };
+}
+
+/** What comes within the time, else `late`. The promise must not reject. */
+function inTime<T>(coming: Promise<T>, timeoutMs: number, late: T): Promise<T> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, timeoutMs, late);
+    void coming.then(resolve).finally(() => clearTimeout(timer));
+  });
 }
 
 function makeRoom({ bytes, files }: FolderSize, max: FolderSize): string {

@@ -89,7 +89,7 @@ function quoted(text: string, mark: string): string[] {
 
 test('README.md and docs/api.md name the longest an answer takes, by the defaults', async () => {
   const { queueTimeoutMs, turnTimeoutMs } = loadConfig({ HOME: '/home/claude' });
-  const bound = `${(queueTimeoutMs + turnTimeoutMs) / 1000 + 15} s`;
+  const bound = `${(queueTimeoutMs + turnTimeoutMs) / 1000 + 20} s`;
   for (const name of ['README.md', 'docs/api.md']) assert.ok((await read(name)).includes(bound), `${name}: ${bound}`);
 });
 

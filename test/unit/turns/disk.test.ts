@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { Problem } from '../../../src/problem.ts';
 import type { FolderSize } from '../../../src/sandbox/folder-size.ts';
 import { createDiskLimit, type DiskLimit } from '../../../src/turns/disk.ts';
-import { until } from '../../running-server.ts';
+import { until, within } from '../../running-server.ts';
 
 const mib = 1024 * 1024;
 
@@ -11,6 +11,8 @@ const mib = 1024 * 1024;
 class Disk {
   readonly sizes = new Map<number, FolderSize | undefined>();
   readonly counted: number[] = [];
+  /** What the count of a user's folder waits for. */
+  readonly slow = new Map<number, Promise<unknown>>();
   shortage: keyof FolderSize | undefined;
   readonly reserve = { isKept: false, keep: async () => void (this.reserve.isKept = true), give: async () => void (this.reserve.isKept = false) };
   readonly limit: DiskLimit;
@@ -19,6 +21,7 @@ class Disk {
     this.limit = createDiskLimit({
       measure: async (userId) => {
         this.counted.push(userId);
+        await this.slow.get(userId);
         return this.sizes.get(userId);
       },
       shortage: () => this.shortage,
@@ -26,6 +29,7 @@ class Disk {
       reserve: this.reserve,
       watchMs: 10,
       giveAfterMs: 50,
+      countWaitMs: 50,
     });
   }
 
@@ -130,4 +134,15 @@ test('one who filled the disk and ended before it was looked at is found all the
   disk.shortage = 'bytes';
   end();
   await until('a refusal', async () => ((await disk.refusal(1)) === 'user_storage_full' ? true : undefined));
+});
+
+test('a turn does not wait for a long count, whose end holds for the next one', async () => {
+  const disk = new Disk();
+  let finish = (): void => {};
+  disk.slow.set(1, new Promise<void>((resolve) => (finish = resolve)));
+  disk.hold(1, Infinity, Infinity);
+  assert.equal(await within('an admission', 5000, disk.limit.admit(1)), undefined);
+  finish();
+  assert.equal(await disk.refusal(1), 'user_storage_full');
+  assert.deepEqual(disk.counted, [1]);
 });
