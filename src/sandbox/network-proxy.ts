@@ -173,7 +173,8 @@ function hostOf(target: string): string {
 function answer(client: Socket, status: number, sentence: string): void {
   const body = `${sentence}.\n`;
   const why = status === 403 ? 'x-proxy-error: blocked-by-allowlist\r\n' : '';
-  client.setTimeout(lingerMs, () => client.destroy()).resume();
+  const timer = setTimeout(() => client.destroy(), lingerMs).unref(); // not of silence: a byte now and then would keep its place
+  client.once('close', () => clearTimeout(timer)).resume();
   const headers = `${why}content-type: text/plain\r\ncontent-length: ${body.length}\r\nconnection: close\r\n`;
   client.end(`HTTP/1.1 ${status} ${sentence}\r\n${headers}\r\n${body}`);
 }

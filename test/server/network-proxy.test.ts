@@ -260,6 +260,15 @@ test('all processes together have 256', async (t) => {
   await until('room', async () => (await stage.tunnel(sockets[4] ?? assert.fail(), 'allowed.example:443')).status === 200 || undefined);
 });
 
+test('who was refused and goes on sending, a byte now and then, is cut all the same', async (t) => {
+  const stage = await setStage(t);
+  const { connection, status } = await stage.tunnel(await stage.open(), 'other.example:443');
+  assert.equal(status, 403);
+  const timer = setInterval(() => void connection.send('x'), 500);
+  t.after(() => clearInterval(timer));
+  await until('the cut', () => connection.isReset || undefined, 10_000);
+});
+
 test('whoever tries names by the hundred writes no more than twenty lines of the log in a turn', async (t) => {
   const stage = await setStage(t);
   const socket = await stage.open();
