@@ -19,7 +19,7 @@ export interface NetworkProxy {
 
 /** The network as one process sees it: closed but for its turns, and its start where that is wanted. */
 export interface NetworkSocket {
-  /** `logFields`: what a line of the log says of whose turn it is. */
+  /** `logFields`: what a line of the log says of whose turn it is; by its `user` connections are counted. */
   beginTurn(logFields: Fields): void;
   /** Cuts what is open. */
   endTurn(): void;
@@ -48,7 +48,8 @@ export const networkSocketName = 'n';
 
 /** npm and git have some ten at once. */
 const maxConnections = 64;
-const maxTunnels = 256;
+const maxUserTunnels = 128;
+const maxTunnels = 1024;
 // Lines of the log in one turn: a name is said once, and whoever tries names by the thousand is no news after these.
 const maxNamed = 20;
 const maxAddresses = 4;
@@ -60,27 +61,39 @@ interface Turn {
   readonly refused: Set<string>;
 }
 
+/** Whose a process is, told by its first turn; before that it counts by itself. */
+interface Owner {
+  user: unknown;
+}
+
 /** A host that is not to be reached; the message says why to the tool that asked. */
 class Refused extends Error {}
 
 /** A proxy without sockets yet. Starts nothing. */
 export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
   const { hosts, addresses, log, startMs = 0, resolve = lookUp, dial = dialHttps, connectMs = 10_000, idleMs = 300_000 } = options;
-  let tunnels = 0;
+  const tunnels = new Map<Socket, Owner>();
 
-  async function serve(client: Socket, target: string, head: Buffer, turn: Turn): Promise<void> {
+  async function serve(client: Socket, target: string, head: Buffer, turn: Turn, owner: Owner): Promise<void> {
     try {
-      if (tunnels > maxTunnels) return answer(client, 503, 'Too many connections');
+      if (isFull(owner)) return answer(client, 503, 'Too many connections');
+      tunnels.set(client, owner);
+      client.once('close', () => tunnels.delete(client));
       const upstream = await reach(client, target);
       upstream.setTimeout(idleMs);
       client.write('HTTP/1.1 200 Connection established\r\n\r\n');
       upstream.write(head);
       pipeline(client, upstream, client, () => {});
     } catch (error) {
+      tunnels.delete(client);
       if (!(error instanceof Refused)) return answer(client, 502, `No connection (${errorCode(error) ?? 'unknown host'})`);
       logOnce(turn, target.replace(/:443$/, '').slice(0, maxHostLength));
       answer(client, 403, error.message);
     }
+  }
+
+  function isFull({ user }: Owner): boolean {
+    return tunnels.size >= maxTunnels || [...tunnels.values()].filter((each) => each.user === user).length >= maxUserTunnels;
   }
 
   function logOnce({ refused, logFields }: Turn, host: string): void {
@@ -112,6 +125,7 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
     async open(folder) {
       const path = join(folder, networkSocketName);
       const clients = new Set<Socket>();
+      const owner: Owner = { user: clients };
       let turn: Turn | undefined = startMs > 0 ? { logFields: {}, refused: new Set() } : undefined;
       const server = createServer({ headersTimeout: connectMs, connectionsCheckingInterval: connectMs / 2 }, (_req, res) => {
         res.on('error', () => {});
@@ -120,14 +134,10 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
       server.maxConnections = maxConnections;
       server.on('connect', ({ url = '', socket }, _stream, head: Buffer) => {
         socket.on('error', () => {});
-        tunnels += 1;
         clients.add(socket);
-        socket.once('close', () => {
-          tunnels -= 1;
-          clients.delete(socket);
-        });
+        socket.once('close', () => clients.delete(socket));
         if (turn === undefined) answer(socket, 403, 'The network is closed between turns');
-        else void serve(socket, url, head, turn);
+        else void serve(socket, url, head, turn, owner);
       });
       await rm(path, { force: true });
       server.listen(path);
@@ -143,6 +153,7 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
         beginTurn(logFields) {
           clearTimeout(startTimer);
           turn = { logFields, refused: new Set() };
+          owner.user = logFields['user'] ?? owner.user;
         },
         endTurn,
         async close() {

@@ -247,17 +247,36 @@ test('of 2,000 connections of one process 64 stand, and another process is serve
   assert.equal((await stage.tunnel(other, 'allowed.example:443')).status, 200);
 });
 
-test('all processes together have 256', async (t) => {
-  const stage = await setStage(t);
-  const sockets = await Promise.all(Array.from({ length: 5 }, () => stage.open()));
+test('all processes of one user together have 128, whoever waits for a refusal to end not counted, and another user is served', async (t) => {
+  const stage = await setStage(t, { startMs: 10_000 });
+  const sockets = await Promise.all(Array.from({ length: 5 }, () => stage.openBeforeTurn()));
   const statuses: number[] = [];
   for (const socket of sockets) {
-    const tunnels = await Promise.all(Array.from({ length: 60 }, () => stage.tunnel(socket, 'allowed.example:443')));
+    // What was there before the turn counts too.
+    const tunnels = [await stage.tunnel(socket, 'allowed.example:443')];
+    socket.beginTurn({ user: 7 });
+    tunnels.push(...(await Promise.all(Array.from({ length: 51 }, () => stage.tunnel(socket, 'allowed.example:443')))));
     statuses.push(...tunnels.map(({ status }) => status));
   }
-  assert.deepEqual([statuses.filter((status) => status === 200).length, statuses.filter((status) => status === 503).length], [256, 44]);
+  // The last two were let in before it was known whose they are.
+  assert.deepEqual([statuses.filter((status) => status === 200).length, statuses.filter((status) => status === 503).length], [130, 130]);
+  const other = await stage.openBeforeTurn();
+  other.beginTurn({ user: 8 });
+  assert.equal((await stage.tunnel(other, 'allowed.example:443')).status, 200);
   sockets[0]?.endTurn();
   await until('room', async () => (await stage.tunnel(sockets[4] ?? assert.fail(), 'allowed.example:443')).status === 200 || undefined);
+});
+
+test('all users together have 1,024', async (t) => {
+  const stage = await setStage(t);
+  const statuses: number[] = [];
+  for (let user = 1; user <= 17; user += 1) {
+    const socket = await stage.openBeforeTurn();
+    socket.beginTurn({ user });
+    const tunnels = await Promise.all(Array.from({ length: 62 }, () => stage.tunnel(socket, 'allowed.example:443')));
+    statuses.push(...tunnels.map(({ status }) => status));
+  }
+  assert.deepEqual([statuses.filter((status) => status === 200).length, statuses.filter((status) => status === 503).length], [1024, 30]);
 });
 
 test('who was refused and goes on sending, a byte now and then, is cut all the same', async (t) => {
