@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
+import { openConnection, requestBytes } from '../http-client.ts';
 import { apiKey, eventsOf, until } from '../running-server.ts';
 import { Front, Machine, noHaproxy } from './front.ts';
 
@@ -162,6 +163,17 @@ test('HAProxy takes deploy/haproxy.cfg', { skip: noHaproxy }, async (t) => {
     caller.abort();
     assert.equal(await given, 'hung up');
     await until('the turn to be given up', async () => (JSON.stringify(await running()) === '[]' ? true : undefined));
+  });
+
+  await t.test('a target with a fragment is 400 and reaches no machine, also in an HAProxy that would take it', async () => {
+    await writeFile(front.config, (await readFile(front.config, 'utf8')).replace('option httpclose', 'option httpclose\n    option accept-invalid-http-request'));
+    front.reload();
+    await front.isReloaded();
+    const connection = await openConnection(t, front.port);
+    const body = '{"user_id":5,"prompt":"x"}';
+    await connection.send(requestBytes('POST /api/v1/chat#x', [`Authorization: Bearer ${apiKey}`, 'Content-Type: application/json'], body));
+    const { status, body: answer } = await connection.answer('the refusal');
+    assert.deepEqual([status, (JSON.parse(answer) as Json)['code']], [400, 'malformed_request']);
   });
 });
 
