@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, statfsSync } from 'node:fs';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -15,12 +15,13 @@ export interface Reserve {
 }
 
 // Some hundred turns, and as many new dialogues.
-const keptBytes = 64 * 1024 * 1024;
+const mostBytes = 64 * 1024 * 1024;
 const keptFiles = 1000;
 
 /** The reserve in `stateDir`, where an earlier server may have left it. Changes nothing yet; what cannot be kept is not tried again. */
 export function createReserve(stateDir: string): Reserve {
   const folder = join(stateDir, 'reserve');
+  const keptBytes = shareOfDisk(stateDir);
   let changing = Promise.resolve();
   let isKept = existsSync(join(folder, String(keptFiles - 1)));
 
@@ -42,4 +43,14 @@ export function createReserve(stateDir: string): Reserve {
     give: () => inTurn(give),
     missing: () => (isKept ? { bytes: 0, files: 0 } : { bytes: keptBytes, files: keptFiles }),
   };
+}
+
+/** A twentieth of a small disk: one that could not be kept would be missing for good, and nobody have a turn again. */
+function shareOfDisk(path: string): number {
+  try {
+    const { blocks, bsize } = statfsSync(path);
+    return blocks > 0 ? Math.min(mostBytes, Math.floor((blocks * bsize) / 20)) : mostBytes;
+  } catch {
+    return mostBytes;
+  }
 }
