@@ -17,6 +17,8 @@ interface DiskOptions {
   readonly giveAfterMs?: number;
   /** How long a turn waits for a count, which goes on all the same. */
   readonly countWaitMs?: number;
+  /** The same for a look at the disk that runs full. */
+  readonly lookWaitMs?: number;
 }
 
 /** What users have on disk, and what follows from it for their turns. */
@@ -36,8 +38,8 @@ export interface DiskLimit {
 
 /** A user with turns that run. */
 interface Running {
-  /** What the folder held when the first of them began. */
-  readonly before: FolderSize | undefined;
+  /** What the folder held when the first of them began, or as soon after as it was counted. */
+  before: FolderSize | undefined;
   readonly ends: Set<(problem: Problem) => void>;
 }
 
@@ -48,12 +50,14 @@ const mostOver = 1.1;
 const countAfterMs = 1000;
 // Asked again and again, one who is over costs no more than this.
 const recountMs = 5000;
+// What is so large that it is not counted in time grew most.
+const uncounted: FolderSize = { bytes: Infinity, files: Infinity };
 // An honest turn writes less: where others filled the disk, it need not end.
 const leastGrowth: FolderSize = { bytes: 16 * mib, files: 1000 };
 
 /** The limit for all users. Counts nothing before it is asked. */
 export function createDiskLimit(options: DiskOptions): DiskLimit {
-  const { measure, shortage, max, reserve, watchMs = 1000, giveAfterMs = 3000, countWaitMs = 5000 } = options;
+  const { measure, shortage, max, reserve, watchMs = 1000, giveAfterMs = 3000, countWaitMs = 5000, lookWaitMs = 3000 } = options;
   const known = new Map<number, { readonly size: FolderSize; readonly atMs: number }>();
   const counting = new Map<number, Promise<FolderSize | undefined>>();
   const planned = new Set<number>();
@@ -97,8 +101,10 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
 
   async function endFiller(short: keyof FolderSize): Promise<void> {
     const grown = [...running].map(async ([userId, user]) => {
-      const now = await count(userId);
-      return { userId, user, growth: now && user.before && !fillers.has(userId) ? now[short] - user.before[short] : 0 };
+      const now = (await inTime(count(userId), lookWaitMs, uncounted))?.[short];
+      const before = user.before?.[short];
+      if (now === undefined || before === undefined || fillers.has(userId)) return { userId, user, growth: 0 };
+      return { userId, user, growth: now === Infinity ? now : now - before };
     });
     const [most] = (await Promise.all(grown)).sort((a, b) => b.growth - a.growth);
     if (most === undefined || most.growth < leastGrowth[short]) return;
@@ -128,8 +134,9 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
     },
 
     begin(userId, end) {
-      const user = running.get(userId) ?? { before: known.get(userId)?.size, ends: new Set() };
+      const user: Running = running.get(userId) ?? { before: known.get(userId)?.size, ends: new Set() };
       running.set(userId, user);
+      if (user.before === undefined) void count(userId).then((size) => (user.before ??= size));
       user.ends.add(end);
       watch ??= setInterval(() => void look(), watchMs).unref();
       return () => {

@@ -30,6 +30,7 @@ class Disk {
       watchMs: 10,
       giveAfterMs: 50,
       countWaitMs: 50,
+      lookWaitMs: 50,
     });
   }
 
@@ -145,4 +146,34 @@ test('a turn does not wait for a long count, whose end holds for the next one', 
   finish();
   assert.equal(await disk.refusal(1), 'user_storage_full');
   assert.deepEqual(disk.counted, [1]);
+});
+
+test('a folder that is not counted in time when the disk runs full is the one that grew most', async () => {
+  const disk = new Disk();
+  for (const userId of [1, 2]) {
+    disk.hold(userId, 10);
+    await disk.limit.admit(userId);
+  }
+  const ended: number[] = [];
+  for (const userId of [1, 2]) disk.limit.begin(userId, () => void ended.push(userId));
+  disk.slow.set(1, new Promise(() => {}));
+  disk.hold(2, 60);
+  disk.shortage = 'bytes';
+  await until('an end', () => ended[0]);
+  assert.deepEqual(ended[0], 1);
+});
+
+test('a folder that was counted only after its turn began grows from there', async () => {
+  const disk = new Disk();
+  let finish = (): void => {};
+  disk.slow.set(1, new Promise<void>((resolve) => (finish = resolve)));
+  disk.hold(1, 10);
+  await disk.limit.admit(1);
+  const ends: Problem[] = [];
+  disk.limit.begin(1, (problem) => void ends.push(problem));
+  finish();
+  await until('a reserve', () => (disk.reserve.isKept ? true : undefined));
+  disk.hold(1, 60);
+  disk.shortage = 'bytes';
+  assert.equal((await until('the end of the turn', () => ends[0])).code, 'user_storage_full');
 });
