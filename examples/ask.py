@@ -10,7 +10,7 @@ def ask(prompt, user_id, session_id=None):
             return json.load(urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=400))
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "code", 500) < 500 or wait_seconds == 0:
-                raise  # the body of an HTTPError says what is wrong
+                raise SystemExit(error.read().decode() if hasattr(error, "read") else error)
         time.sleep(wait_seconds)
 
 print(ask(sys.argv[1], 1)["content"])

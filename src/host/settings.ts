@@ -44,7 +44,7 @@ export const settings = {
   ),
   sandbox: setting(
     'CLAUDE_SANDBOX', 'auto', oneOf('auto', 'required', 'off'),
-    'a wall of the kernel around each end user: where it works, or nothing without it, or none',
+    'a wall of the kernel around each end user: `auto` where it works, `required` or the server does not start, `off` none',
   ),
   network: setting(
     'CLAUDE_NETWORK', 'none', networkRule,

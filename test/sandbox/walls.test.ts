@@ -192,7 +192,7 @@ testSandboxed('a user who starts processes without end stops at the limit, and o
   const users = await makeSandboxedUsers(t);
   const script = `for i in $(seq 400); do sleep ${unlike(2)} 2>/dev/null & [ $? = 0 ] || break; done 2>&1 | grep -m1 -o "Resource temporarily unavailable"; ls -d /proc/[0-9]* | wc -l`;
   const bomb = users.start(['/bin/bash', '-c', `${script}; sleep ${unlike(3)}`]);
-  await until('the bomb to be at its end', () => (/Resource.*\n\d+/.test(bomb.stdout) ? true : undefined), 30_000);
+  await until('the bomb to be at its end', () => (/Resource.*\n\d+/.test(bomb.stdout) ? true : undefined), 90_000);
   assert.ok(Number(bomb.stdout.trimEnd().split('\n')[1]) <= 303, bomb.stdout);
   assert.deepEqual(await linesOf(users.run('echo served', 2)), ['served']);
   assert.deepEqual(await linesOf(users.run('echo served', 1)), ['served'], 'the limit is one of each sandbox');

@@ -68,7 +68,7 @@ test("behind the documented nginx: answers, streams as they come, long prompts, 
 
   const long = await post(url, `say ${'x'.repeat(9_000_000)}`);
   assert.equal(long.status, 200);
-  const tooLong = await post(url, `say ${'x'.repeat(10_500_000)}`);
+  const tooLong = await post(url, `say ${'x'.repeat(17_000_000)}`);
   assert.equal(tooLong.status, 413);
 
   const caller = new AbortController();

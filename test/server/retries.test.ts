@@ -310,7 +310,7 @@ for (const [program, file] of [['python3', 'ask.py'], [process.execPath, 'ask.mj
     assert.equal(proxy.connections(), 2);
     assert.deepEqual((await linesOf(server, 'turn', 1)).map((line) => [line['status'], line['cost']]), [[200, 0.25]]);
     const refused = await run(' ').catch((error: { stderr: string }) => ({ stdout: error.stderr }));
-    assert.match(refused.stdout, /prompt must not be empty|422/);
+    assert.match(refused.stdout, /prompt must not be empty/);
     assert.equal(proxy.connections(), 3, 'a wrong request is not sent again');
   });
 }
