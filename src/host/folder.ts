@@ -1,10 +1,12 @@
 import { randomUUID } from 'node:crypto';
-import { closeSync, constants, fstatSync, opendirSync, openSync, type Stats } from 'node:fs';
+import { chmodSync, closeSync, constants, fstatSync, opendirSync, openSync, type Stats } from 'node:fs';
 import { open, opendir, rename, rmdir, unlink, writeFile } from 'node:fs/promises';
 
 const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = constants;
 const folderFlags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW;
 const fileFlags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
+// O_PATH of open(2), which Node has no name for: a folder is held that may neither be read nor written.
+const heldFlags = 0o10000000 | O_DIRECTORY | O_NOFOLLOW;
 
 // Each level holds two descriptors while it is walked; what lies deeper is moved up first.
 const maxDepth = 64;
@@ -138,21 +140,40 @@ export class Folder {
     for await (const name of this.names()) {
       if (await works(unlink(this.#pathOf(name)))) continue;
       if (depth < maxDepth) await this.#removeFolder(name, (folder) => folder.#emptyLevel(emptying, depth + 1));
-      else if (await works(rename(this.#pathOf(name), emptying.top.#pathOf(randomUUID())))) emptying.hasMoved = true;
+      else if (await works(this.#moveUp(name, emptying.top))) emptying.hasMoved = true;
     }
+  }
+
+  /** Moves a folder from here into another, under a name that nobody knows. */
+  async #moveUp(name: Buffer, top: Folder): Promise<void> {
+    // A closed one cannot be moved.
+    this.#openToEmpty(name).close();
+    await rename(this.#pathOf(name), top.#pathOf(randomUUID()));
   }
 
   async #removeFolder(name: string | Buffer, empty: (folder: Folder) => Promise<void>): Promise<void> {
     let folder: Folder | undefined;
     try {
-      folder = new Folder(openSync(this.#pathOf(name), folderFlags));
+      folder = this.#openToEmpty(name);
       await empty(folder);
     } catch {
-      // Gone, swapped for something else, or not to be opened.
+      // Gone, or swapped for something else.
     } finally {
       folder?.close();
     }
     await works(rmdir(this.#pathOf(name)));
+  }
+
+  /** Opens a folder in here that is to go, also where whoever made it has closed it. */
+  #openToEmpty(name: string | Buffer): Folder {
+    const held = openSync(this.#pathOf(name), heldFlags);
+    try {
+      chmodSync(`/proc/self/fd/${held}`, 0o700);
+      // No O_NOFOLLOW: the link in /proc leads to what is held, whatever has this name by now.
+      return new Folder(openSync(`/proc/self/fd/${held}`, O_RDONLY | O_DIRECTORY));
+    } finally {
+      closeSync(held);
+    }
   }
 
   #pathOf(name: string | Buffer): Buffer {

@@ -79,7 +79,8 @@ testSandboxed('the outbox is empty at the next turn, and gone with the process, 
   assert.equal((first.body['omitted_files'] as string[]).length, 282);
   const second = await sh('ls -A /outbox | wc -l; ls -A /inbox', first.body['session_id']);
   assert.deepEqual([second.body['content'], given(second)], ['0\nown.txt', {}]);
-  const closed = await sh('echo x > /outbox/a; mkdir /outbox/folder; touch /outbox/folder/x; chmod 0 /outbox', first.body['session_id']);
+  const closing = 'cd /outbox; echo x > a; mkdir -p folder/deeper; touch folder/x folder/deeper/x; chmod 500 folder/deeper; mkdir -p $(seq -s / 1 70)/end; find 1 -depth -type d -exec chmod 0 {} +; chmod 0 folder /outbox';
+  const closed = await sh(closing, first.body['session_id']);
   assert.deepEqual(given(closed), { a: 'x\n' });
   const after = await sh('ls -A /outbox | wc -l; ls -ld /outbox | cut -c 1-10', first.body['session_id']);
   assert.equal(after.body['content'], '0\ndrwx------');
