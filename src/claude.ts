@@ -54,8 +54,8 @@ export interface Claude {
   measure(userId: number, maxFiles: number): Promise<FolderSize | undefined>;
   /** What is known of the sandbox: `on`, or why there is none; undefined while it is not decided. */
   sandbox(): string | undefined;
-  /** Ends the ways to the API. */
-  close(): void;
+  /** Ends the ways to the API, and waits for what users' last programs left to be removed, 2 s at most. */
+  close(): Promise<void>;
   /** What the markers of all processes of this state folder begin with; the server's pid and a point follow. */
   readonly markerPrefix: string;
 }
@@ -200,7 +200,11 @@ export async function createClaude(
     tokens,
     markerPrefix,
     sandbox: () => sandbox,
-    close: () => way?.close(),
+
+    async close() {
+      way?.close();
+      await Promise.race([Promise.all(emptying.values()), delay(mostEmptyingMs, undefined, { ref: false })]);
+    },
 
     async probeVersion() {
       const isFirst = way === undefined;

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { openConnection, requestBytes, type Connection } from '../http-client.ts';
@@ -114,4 +116,13 @@ test('npm run dev: one Ctrl-C reaches the server once, and a running turn finish
   assert.equal((await turn).status, 200);
   await within('npm run dev to end', 20_000, exited);
   assert.doesNotMatch(output, /quitting/);
+});
+
+test('a stop waits for what a user\'s last programs left in tmp to be removed', async (t) => {
+  const server = await startServer(t);
+  assert.equal((await server.chat({ prompt: 'play sh cd "$TMPDIR" && seq 5000 | xargs touch' })).status, 200);
+  const tmp = join(server.home, 'state/users/1/tmp');
+  assert.equal((await readdir(tmp)).length, 5000);
+  assert.equal(await server.end('SIGTERM'), 0);
+  assert.deepEqual(await readdir(tmp), []);
 });
