@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcessByStdio } from 'node:child_process';
-import { randomUUID } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { closeSync, copyFileSync, linkSync, lstatSync, readFileSync, statSync } from 'node:fs';
-import { chmod, chown, mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { chmod, chown, mkdir, mkdtemp, readdir, readFile, realpath, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import type { Readable, Writable } from 'node:stream';
@@ -159,6 +159,14 @@ function reachable(program: string, folder: string): string {
     copyFileSync(program, path); // another disk
   }
   return path;
+}
+
+/** The processes of the server in this home that carry its marker, on the whole machine. */
+export async function markedProcesses(home: string): Promise<number[]> {
+  const hash = createHash('sha256').update(await realpath(join(home, 'state'))).digest('hex').slice(0, 16);
+  const pids = (await readdir('/proc')).map(Number).filter((pid) => pid > 0);
+  const found = await Promise.all(pids.map(async (pid) => (await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '')).includes(`CLAUDEAPI_WORKER=${hash}.`)));
+  return pids.filter((_pid, i) => found[i]);
 }
 
 /** Seconds for a `sleep` that no other run of these tests has: by it the sleep is found. */

@@ -169,10 +169,14 @@ export class Front {
     return execFileSync('socat', ['-t', '10', '-', address], { input: `${line}\n`, encoding: 'utf8', stdio: ['pipe', 'pipe', 'ignore'] });
   }
 
+  /** The process that does the work. */
+  async workerPid(): Promise<number> {
+    return (await childrenOf(this.#child?.pid ?? 0))[0] ?? assert.fail('HAProxy does not run');
+  }
+
   /** Time its worker has had on a core, in milliseconds; the kernel counts in ticks of 10 ms (proc(5)). */
   async cpuMs(): Promise<number> {
-    const [worker] = await childrenOf(this.#child?.pid ?? 0);
-    const fields = (await readFile(`/proc/${worker}/stat`, 'utf8')).replace(/^.*\) /, '').split(' ');
+    const fields = (await readFile(`/proc/${await this.workerPid()}/stat`, 'utf8')).replace(/^.*\) /, '').split(' ');
     return 10 * (Number(fields[11]) + Number(fields[12]));
   }
 

@@ -1,22 +1,11 @@
 import assert from 'node:assert/strict';
-import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { readdir, readFile, realpath } from 'node:fs/promises';
-import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { treeOf } from '../../src/host/processes.ts';
 import { startMessagesApi } from '../messages-api.ts';
 import { amount, randomOf } from '../random.ts';
 import { testWithRealClis, until, within } from '../running-server.ts';
-import { makeSandboxedHome, noSandbox, startSandboxedServer, testSandboxed } from '../sandboxed.ts';
-
-/** The processes of this state folder that carry our marker, on the whole machine. */
-async function marked(home: string): Promise<number[]> {
-  const hash = createHash('sha256').update(await realpath(join(home, 'state'))).digest('hex').slice(0, 16);
-  const pids = (await readdir('/proc')).map(Number).filter((pid) => pid > 0);
-  const found = await Promise.all(pids.map(async (pid) => (await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '')).includes(`CLAUDEAPI_WORKER=${hash}.`)));
-  return pids.filter((_pid, i) => found[i]);
-}
+import { makeSandboxedHome, markedProcesses, noSandbox, startSandboxedServer, testSandboxed } from '../sandboxed.ts';
 
 /** What a server started, but for the helper that compiles its sources. */
 function sandboxTree(serverPid: number): number[] {
@@ -49,7 +38,7 @@ testSandboxed('of a sandbox whose processes are killed in their first moments no
     const { status } = await within('the turn', 20_000, turn);
     assert.ok([200, 502, 503].includes(status), String(status));
   }
-  await until('nothing left', async () => ((await marked(home)).length === 0 ? true : undefined));
+  await until('nothing left', async () => ((await markedProcesses(home)).length === 0 ? true : undefined));
   await until('a server that serves', async () => ((await server.chat({ prompt: 'hello', user_id: 2 })).status === 200 ? true : undefined), 20_000);
 });
 
@@ -66,6 +55,6 @@ if (noSandbox === false) testWithRealClis('of a server that is killed in the fir
     await delay(i % 2 === 0 ? random() * 20 : random() * 400);
     await server.end('SIGKILL');
     await Promise.all(turns);
-    await until('nothing left', async () => ((await marked(home)).length === 0 ? true : undefined));
+    await until('nothing left', async () => ((await markedProcesses(home)).length === 0 ? true : undefined));
   }
 });
