@@ -25,6 +25,8 @@ interface Turn {
   readonly deltas: Deltas;
   readonly trouble: ApiTrouble;
   wasHeard: boolean;
+  /** How much its caller has been told. */
+  toldLength: number;
   /** Why it was ended before its result, which then only brings what it cost. */
   givenUp?: Problem;
 }
@@ -34,6 +36,9 @@ const maxRateLimitWaitMs = 5000;
 
 // No turn costs that much; what tells more would spoil every sum it goes into.
 const maxCostUsd = 1000;
+
+// Until its end all of it may stand in memory. No turn says so much; a program that speaks in the CLI's place has no end.
+const maxToldLength = 32 * 1024 * 1024;
 
 /**
  * What one CLI process says, understood: the turn that goes on, and how it ends. The session is the server's choice; what
@@ -66,11 +71,11 @@ export class Dialogue {
   begin(onEvent: (event: TurnEvent) => void): Promise<TurnEnd> {
     if (this.#turn !== undefined) throw new Error('one turn at a time');
     return new Promise((settle) => {
-      this.#turn = { settle, onEvent, deltas: new Deltas(), trouble: {}, wasHeard: false };
+      this.#turn = { settle, onEvent, deltas: new Deltas(), trouble: {}, wasHeard: false, toldLength: 0 };
     });
   }
 
-  /** Takes what the CLI says next. Throws when it names another session than its own, or a cost that cannot be. */
+  /** Takes what the CLI says next. Throws when it names another session than its own, or a cost that cannot be, or goes on without end. */
   hear(event: CliEvent): void {
     const turn = this.#turn;
     if (turn === undefined) {
@@ -83,7 +88,7 @@ export class Dialogue {
         this.#onInit(turn, event.sessionId, event.version);
         return;
       case 'tool':
-        turn.onEvent({ type: 'tool', name: event.name });
+        this.#tell(turn, { type: 'tool', name: event.name });
         return;
       case 'api_error':
         turn.trouble.errorClass = event.errorClass;
@@ -104,7 +109,7 @@ export class Dialogue {
         // Claude speaks again: what was tried again is over, and not the cause of what may still fail.
         if (event.type === 'message_start') delete turn.trouble.lastRetry;
         const text = turn.deltas.push(event);
-        if (text !== '') turn.onEvent({ type: 'delta', text });
+        if (text !== '') this.#tell(turn, { type: 'delta', text });
       }
     }
   }
@@ -131,7 +136,14 @@ export class Dialogue {
     this.#hasBegun = true;
     turn.wasHeard = true;
     if (!this.#isSandboxed && isTooOld(version)) this.giveUp(claudeTooOld(version));
-    turn.onEvent({ type: 'session', sessionId });
+    this.#tell(turn, { type: 'session', sessionId });
+  }
+
+  #tell(turn: Turn, event: TurnEvent): void {
+    // Texts may be joined while they wait; of the others each is an object.
+    turn.toldLength += event.type === 'delta' ? event.text.length : JSON.stringify(event).length;
+    if (turn.toldLength > maxToldLength) throw new Error('more than a turn says');
+    turn.onEvent(event);
   }
 
   #onResult(turn: Turn, result: CliResult): void {

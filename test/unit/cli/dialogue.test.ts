@@ -44,6 +44,21 @@ test('a cost that cannot be is no protocol to go on with', async () => {
   for (const costUsd of [0, 0.25, 1000]) assert.equal((await endWith(costUsd)).costUsd, costUsd);
 });
 
+test('a turn cannot say more than the server can hold: it is no protocol to go on with', () => {
+  const mebibyte = 'x'.repeat(1024 * 1024);
+  const more: readonly CliEvent[] = [{ type: 'text_delta', text: mebibyte }, { type: 'tool', name: mebibyte }, { type: 'tool', name: '' }, init];
+  for (const event of more) {
+    const dialogue = new Dialogue('a', true, () => {});
+    let told = 0;
+    void dialogue.begin((event) => (told += JSON.stringify(event).length));
+    const sayOn = (): void => {
+      while (told < 128 * mebibyte.length) dialogue.hear(event);
+    };
+    assert.throws(sayOn, Error, event.type);
+    assert.ok(told >= 10 * mebibyte.length, `${event.type}: ${told}`);
+  }
+});
+
 test('a process whose turn ended with a problem gets no further one', () => {
   for (const [isError, isReady] of [[false, true], [true, false]] as const) {
     const dialogue = new Dialogue('a', false, () => {});
