@@ -7,6 +7,7 @@ import { heldBytes, killGroup, peakBytes, treeOf } from '../host/processes.ts';
 import { sandboxUnavailable, tooManyRefusals, withApiReport, type ExitStatus } from './outcome.ts';
 import { endMarked } from './strays.ts';
 import { LineSplitter } from './ndjson.ts';
+import { readPaced } from './pace.ts';
 import { errorCode, type Problem } from '../problem.ts';
 import type { TurnReport } from '../sandbox/api-turn.ts';
 import { readStatus } from '../sandbox/sandbox.ts';
@@ -178,7 +179,7 @@ export class Worker {
     const { stdin, stdout, stderr } = this.#child;
     // A CLI that is gone turns a write into EPIPE; without a listener that would end the server.
     stdin?.on('error', () => {});
-    stdout?.on('data', (chunk: Buffer) => this.#read(chunk));
+    if (stdout) readPaced(stdout, (chunk) => this.#read(chunk));
     stdout?.on('error', () => {});
     stderr?.on('data', (chunk: Buffer) => {
       this.#stderrTail = (this.#stderrTail + chunk.toString('utf8')).slice(-stderrTailBytes);
