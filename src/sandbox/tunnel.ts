@@ -1,4 +1,4 @@
-import { Agent as PlainAgent, request as plainRequest, type ClientRequestArgs } from 'node:http';
+import { Agent as PlainAgent, request as plainRequest } from 'node:http';
 import { Agent as TlsAgent, request as tlsRequest, type RequestOptions } from 'node:https';
 import { Socket } from 'node:net';
 import { unescape } from 'node:querystring';
@@ -36,39 +36,20 @@ function isExcepted({ hostname, port, protocol }: URL, list: string): boolean {
 /** What keeps the connections to an address: made through a proxy's CONNECT where there is one. `ca`: as for node:tls. */
 export function createAgent(url: URL, proxy: URL | undefined, ca: ConnectionOptions['ca']): PlainAgent | TlsAgent {
   const options = { keepAlive: true, noDelay: true, ...(ca !== undefined && { ca }) };
-  if (proxy === undefined) return url.protocol === 'https:' ? new TlsAgent(options) : new PlainAgent(options);
-  return url.protocol === 'https:' ? new TlsTunnelAgent(options, proxy) : new PlainTunnelAgent(options, proxy);
-}
-
-class PlainTunnelAgent extends PlainAgent {
-  readonly #proxy: URL;
-
-  constructor(options: ConstructorParameters<typeof PlainAgent>[0], proxy: URL) {
-    super(options);
-    this.#proxy = proxy;
-  }
-
-  override createConnection(options: ClientRequestArgs, onSocket: OnSocket = () => {}): undefined {
-    openTunnel(this.#proxy, `${options.host}:${options.port}`, onSocket);
-  }
-}
-
-class TlsTunnelAgent extends TlsAgent {
-  readonly #proxy: URL;
-
-  constructor(options: ConstructorParameters<typeof TlsAgent>[0], proxy: URL) {
-    super(options);
-    this.#proxy = proxy;
-  }
-
-  override createConnection(options: RequestOptions, onSocket: OnSocket = () => {}): undefined {
-    openTunnel(this.#proxy, `${options.host}:${options.port}`, (error, socket) => {
-      if (error !== null) return onSocket(error, socket);
-      const { ca, host, servername } = options;
-      // The host is what the certificate must name where the address is a number and no name goes ahead.
-      onSocket(null, tlsConnect({ socket, host: host ?? '', ...(ca !== undefined && { ca }), ...(servername && { servername }) }));
+  const isTls = url.protocol === 'https:';
+  const agent = isTls ? new TlsAgent(options) : new PlainAgent(options);
+  if (proxy === undefined) return agent;
+  agent.createConnection = (wanted: RequestOptions, onSocket: OnSocket = () => {}): undefined => {
+    openTunnel(proxy, `${wanted.host}:${wanted.port}`, (error, socket) => {
+      onSocket(error, isTls && error === null ? overTls(socket, wanted) : socket);
     });
-  }
+  };
+  return agent;
+}
+
+function overTls(socket: Duplex, { ca, host, servername }: RequestOptions): Duplex {
+  // The host is what the certificate must name where the address is a number and no name goes ahead.
+  return tlsConnect({ socket, host: host ?? '', ...(ca !== undefined && { ca }), ...(servername && { servername }) });
 }
 
 /** Asks the proxy for a connection to `target`; an answer other than 200 is an error with its status. RFC 9110 section 9.3.6. */
