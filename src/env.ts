@@ -60,19 +60,12 @@ function account(): Record<string, string> {
 /** `loadConfig` for the text of a .env file. Throws ConfigError when it is not .env syntax either. */
 export function parseConfig(env: Readonly<Record<string, string | undefined>>, envFile: string, isRoot = false): Config {
   const { values, warnings } = readEnvFile(envFile);
-  try {
-    const config = loadConfig(env, values, isRoot);
-    return { ...config, warnings: [...warnings, ...config.warnings] };
-  } catch (error) {
-    if (error instanceof ConfigError) throw new ConfigError(error.problems, [...warnings, ...error.warnings]);
-    throw error;
-  }
+  return loadConfig(env, values, isRoot, warnings.map((warning) => `.env ${warning}`));
 }
 
 function readEnvFile(text: string): ReturnType<typeof parseEnv> {
   try {
-    const { values, warnings } = parseEnv(text);
-    return { values, warnings: warnings.map((warning) => `.env ${warning}`) };
+    return parseEnv(text);
   } catch (error) {
     if (error instanceof EnvSyntaxError) throw new ConfigError([`.env ${error.message}`]);
     throw error;
@@ -81,12 +74,14 @@ function readEnvFile(text: string): ReturnType<typeof parseEnv> {
 
 /**
  * Checks the settings of `env` and of a .env file; a name in `env` wins, even when it is empty there. `isRoot`: the
- * CLI will run as root. Throws ConfigError with all problems at once. Reads nothing but its arguments.
+ * CLI will run as root. `fileWarnings`: what is doubtful in the file already. Throws ConfigError with all problems at once.
+ * Reads nothing but its arguments.
  */
 export function loadConfig(
   env: Readonly<Record<string, string | undefined>>,
   fileValues: ReadonlyMap<string, string> = new Map(),
   isRoot = false,
+  fileWarnings: readonly string[] = [],
 ): Config {
   const values = new Map(fileValues);
   for (const [name, value] of Object.entries(env)) if (value !== undefined) values.set(name, value);
@@ -100,7 +95,7 @@ export function loadConfig(
   const { network, permissionMode } = read.settings;
   const isRefusedRoot = isRoot && values.get('IS_SANDBOX') !== '1';
   const problems = [...read.problems, ...combinationProblems({ values, host, network, permissionMode, stateDir, isRefusedRoot })];
-  const warnings = [...weakKeyWarnings(apiKey), ...unknownNameWarnings(fileValues.keys())];
+  const warnings = [...fileWarnings, ...weakKeyWarnings(apiKey), ...unknownNameWarnings(fileValues.keys())];
   if (problems.length > 0 || stateDir === undefined) throw new ConfigError(problems, warnings);
   return { ...read.settings, host, stateDir, runtimeDir: runtimeDirOf(values, stateDir), childEnv: pickChildEnv(values), warnings };
 }
