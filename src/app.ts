@@ -17,6 +17,7 @@ import { createStorageCheck, findShortage, logStorage } from './host/storage.ts'
 import { createCloser } from './http/connections.ts';
 import { createHealthMonitor } from './http/health.ts';
 import type { HealthDetails } from './http/metrics.ts';
+import { asObject } from './json.ts';
 import type { Log } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
 import type { Tokens } from './sandbox/usage.ts';
@@ -234,6 +235,5 @@ function portOf(server: Server): number {
 
 async function readVersion(): Promise<string> {
   const text = await readFile(new URL('../package.json', import.meta.url), 'utf8');
-  const value: unknown = JSON.parse(text);
-  return typeof value === 'object' && value !== null && 'version' in value ? String(value.version) : '';
+  return String(asObject(JSON.parse(text))['version']);
 }

@@ -9,6 +9,7 @@ import { createInside } from './cli/inside.ts';
 import { ConfigError, machineEnv, parseConfig, type Config } from './env.ts';
 import { findProvider } from './host/login.ts';
 import { readOperatorFiles } from './host/operator-files.ts';
+import { asObject, parseJson } from './json.ts';
 import { decideSandbox } from './sandbox/mode.ts';
 
 // What a script wants to know of the server whose .env lies in the working directory, by the server's own rules. An entry
@@ -77,15 +78,13 @@ function urlOf({ host, port }: Config): string {
 /** The sandbox and the kind of login that `/health` names. Rejects with a sentence when no turn can be had, after 3 s at the latest. */
 async function askHealth(config: Config): Promise<[sandbox: 'on' | 'off', login: string]> {
   const response = await getHealth(config);
-  const body: unknown = await text(response).then(JSON.parse).catch(() => undefined);
-  if (typeof body !== 'object' || body === null || !('status' in body)) {
-    throw new Error(`what answers at ${urlOf(config)} is not claude-api`);
-  }
-  if (response.statusCode !== 200) throw new Error('detail' in body ? String(body.detail) : `/health answers ${response.statusCode}`);
+  const body = asObject(await text(response).then(parseJson, () => undefined));
+  if (!('status' in body)) throw new Error(`what answers at ${urlOf(config)} is not claude-api`);
+  const { statusCode } = response;
+  if (statusCode !== 200) throw new Error(String(body['detail'] ?? `/health answers ${statusCode}`));
   // The CLI is looked for only when the server listens already.
-  if ('claude_version' in body && body.claude_version === null) throw new Error('the Claude CLI has not answered yet');
-  const login = 'login' in body && typeof body.login === 'string' ? body.login : 'none';
-  return ['sandbox' in body && body.sandbox === 'on' ? 'on' : 'off', login];
+  if (body['claude_version'] === null) throw new Error('the Claude CLI has not answered yet');
+  return [body['sandbox'] === 'on' ? 'on' : 'off', String(body['login'] ?? 'none')];
 }
 
 /** Not by fetch, which refuses some ports that a server may have. */

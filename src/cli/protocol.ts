@@ -1,4 +1,5 @@
 import type { TurnFile } from '../host/turn-files.ts';
+import { asObject, type Json } from '../json.ts';
 import { imageType } from './image.ts';
 
 /** What one line of the CLI's stream-json output tells us; lines that tell us nothing give no event. */
@@ -27,8 +28,6 @@ export interface CliResult {
   /** US dollars of this turn alone. What the CLI says: it may be no number at all. */
   readonly costUsd: number;
 }
-
-type Json = Readonly<Record<string, unknown>>;
 
 /** What the CLI is to answer. */
 export interface Message {
@@ -73,16 +72,16 @@ function controlLine(subtype: string): string {
 export function parseLine(line: string): readonly CliEvent[] {
   // Tool results can be megabytes and say nothing we need: not worth parsing.
   if (!line.startsWith('{') || line.startsWith('{"type":"user"')) return [];
-  const message = asJson(JSON.parse(line));
+  const message = asObject(JSON.parse(line));
   switch (message['type']) {
     case 'system':
       return systemEvents(message);
     case 'stream_event':
-      return isSubagent(message) ? [] : streamEvents(asJson(message['event']));
+      return isSubagent(message) ? [] : streamEvents(asObject(message['event']));
     case 'assistant':
       return assistantEvents(message);
     case 'rate_limit_event':
-      return limitEvents(asJson(message['rate_limit_info']));
+      return limitEvents(asObject(message['rate_limit_info']));
     case 'result':
       return [{ type: 'result', ...parseResult(message) }];
     default:
@@ -101,10 +100,10 @@ function systemEvents(message: Json): CliEvent[] {
 }
 
 function streamEvents(event: Json): CliEvent[] {
-  const delta = asJson(event['delta']);
+  const delta = asObject(event['delta']);
   switch (event['type']) {
     case 'message_start':
-      return [{ type: 'message_start', messageId: asText(asJson(event['message'])['id']) ?? '' }];
+      return [{ type: 'message_start', messageId: asText(asObject(event['message'])['id']) ?? '' }];
     case 'content_block_delta':
       return delta['type'] === 'text_delta' ? [{ type: 'text_delta', text: asText(delta['text']) ?? '' }] : [];
     case 'message_delta':
@@ -115,7 +114,7 @@ function streamEvents(event: Json): CliEvent[] {
 }
 
 function assistantEvents(line: Json): CliEvent[] {
-  const message = asJson(line['message']);
+  const message = asObject(line['message']);
   const errorClass = asText(line['error']);
   if (isSubagent(line)) return [];
   if (errorClass !== undefined) return [{ type: 'api_error', errorClass }];
@@ -123,7 +122,7 @@ function assistantEvents(line: Json): CliEvent[] {
   if (message['model'] === '<synthetic>') return [];
   const messageId = asText(message['id']) ?? '';
   return asList(message['content']).flatMap((item): CliEvent[] => {
-    const block = asJson(item);
+    const block = asObject(item);
     if (block['type'] === 'text') return [{ type: 'text_block', messageId, text: asText(block['text']) ?? '' }];
     if (block['type'] === 'tool_use') return [{ type: 'tool', name: asText(block['name']) ?? '' }];
     return [];
@@ -148,19 +147,15 @@ function parseResult(message: Json): CliResult {
     apiStatus: asNumber(message['api_error_status']),
     terminalReason: asText(message['terminal_reason']),
     sessionId: asText(message['session_id']) ?? '',
-    costUsd: sumOfCosts(asJson(message['model_usage_since_last_result'])),
+    costUsd: sumOfCosts(asObject(message['model_usage_since_last_result'])),
   };
 }
 
 /** What each model cost, together; NaN when one of them names no number. */
 function sumOfCosts(modelUsage: Json): number {
-  const costs = Object.values(modelUsage).map((usage) => asNumber(asJson(usage)['costUSD']) ?? NaN);
+  const costs = Object.values(modelUsage).map((usage) => asNumber(asObject(usage)['costUSD']) ?? NaN);
   // Sums of binary fractions end in noise such as 0.0006000000000000001.
   return Math.round(costs.reduce((sum, cost) => sum + cost, 0) * 1e10) / 1e10;
-}
-
-function asJson(value: unknown): Json {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Json) : {};
 }
 
 function asList(value: unknown): readonly unknown[] {

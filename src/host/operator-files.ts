@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { ConfigError, type Config } from '../env.ts';
+import { asObject, isObject, parseJson, type Json } from '../json.ts';
 import { errorCode } from '../problem.ts';
 
 /** What the operator gives every dialogue, read from files at the start. */
@@ -46,15 +47,14 @@ function textOf(bytes: Buffer): string {
 }
 
 function serversOf(text: string, mayHoldSecrets: boolean): OperatorFiles['mcpServers'] {
-  const config = asObject(parseJson(text));
-  const servers = asObject(config?.['mcpServers']);
-  if (servers === undefined) throw new Unfit('JSON such as {"mcpServers": {"name": {"command": "/usr/bin/…"}}}');
+  const servers = asObject(parseJson(text))['mcpServers'];
+  if (!isObject(servers)) throw new Unfit('JSON such as {"mcpServers": {"name": {"command": "/usr/bin/…"}}}');
   for (const [name, value] of Object.entries(servers)) {
     const server = asObject(value);
     // Other names the CLI changes, and then no rule of permission has them.
     if (!/^[\w-]{1,64}$/.test(name)) throw new Unfit('names of servers in letters, digits, _ and -');
-    const isText = (key: string): boolean => typeof server?.[key] === 'string';
-    if (server === undefined || !(isText('command') || isText('url'))) throw new Unfit('a command or a url for each server');
+    const isText = (key: string): boolean => typeof server[key] === 'string';
+    if (!isText('command') && !isText('url')) throw new Unfit('a command or a url for each server');
     if (!mayHoldSecrets && !isOpen(server)) {
       throw new Unfit('no env, headers, headersHelper or login in a url: end users see it in the sandbox (CLAUDE_SANDBOX=off takes it)');
     }
@@ -63,21 +63,9 @@ function serversOf(text: string, mayHoldSecrets: boolean): OperatorFiles['mcpSer
 }
 
 /** Whether nothing is where a secret would be. */
-function isOpen(server: Readonly<Record<string, unknown>>): boolean {
+function isOpen(server: Json): boolean {
   const isEmpty = (key: string): boolean => server[key] === undefined || JSON.stringify(server[key]) === '{}';
   // Not by URL: what has variables of the CLI's in it is none yet.
   const hasLogin = /^[^/\\?#]*[/\\]*[^/\\?#]*@/.test(String(server['url'] ?? ''));
   return !hasLogin && ['env', 'headers', 'headersHelper'].every(isEmpty);
-}
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-}
-
-function asObject(value: unknown): Readonly<Record<string, unknown>> | undefined {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) ? { ...value } : undefined;
 }

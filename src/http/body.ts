@@ -1,11 +1,11 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { ChatRequest } from '../turns/chat.ts';
+import { isObject, type Json } from '../json.ts';
 import { Problem } from '../problem.ts';
 import type { BodyHold } from './body-memory.ts';
 import { readFiles, type FieldError } from './files.ts';
 import { fingerprintOf, isKey } from './idempotency.ts';
 
-type Json = Readonly<Record<string, unknown>>;
 type RequestAndAnswer = { readonly req: IncomingMessage; readonly res: ServerResponse };
 
 // A caller that is refused in mid-body gets this much more read and thrown away, so that it sees the answer and may go
@@ -157,7 +157,7 @@ function tooManyAtOnce(): Problem {
 
 function parseObject(bytes: Buffer): Json {
   const value = parseJson(bytes);
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Json;
+  if (isObject(value)) return value;
   throw new Problem('malformed_json', `The body must be a JSON object like ${example}.`);
 }
 

@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process';
 import { readFile, stat } from 'node:fs/promises';
+import { asObject, parseJson } from '../json.ts';
 
 /** A claude.ai login as the CLI keeps it. */
 export interface FileLogin {
@@ -83,8 +84,7 @@ export function createLoginFile(path: string, refresh: () => Promise<void>, nowM
 }
 
 function parseLogin(text: string): FileLogin | undefined {
-  const login = memberOf(parse(text), 'claudeAiOauth');
-  const [accessToken, expiresAt, type] = ['accessToken', 'expiresAt', 'subscriptionType'].map((name) => memberOf(login, name));
+  const { accessToken, expiresAt, subscriptionType: type } = asObject(asObject(parseJson(text))['claudeAiOauth']);
   // The CLI empties the tokens of a login that cannot be refreshed any more.
   if (typeof accessToken !== 'string' || accessToken === '') return undefined;
   return {
@@ -92,17 +92,4 @@ function parseLogin(text: string): FileLogin | undefined {
     expiresAtMs: typeof expiresAt === 'number' ? expiresAt : Infinity,
     subscriptionType: typeof type === 'string' ? type : undefined,
   };
-}
-
-function memberOf(value: unknown, name: string): unknown {
-  const isObject = typeof value === 'object' && value !== null;
-  return isObject && Object.hasOwn(value, name) ? (value as Readonly<Record<string, unknown>>)[name] : undefined;
-}
-
-function parse(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
 }

@@ -1,4 +1,5 @@
 import { isUtf8 } from 'node:buffer';
+import { isObject, parseJson, type Json } from '../json.ts';
 import { jsonShapeOf } from './json-shape.ts';
 import type { Target } from './request-head.ts';
 
@@ -38,7 +39,7 @@ export function checkBody(bytes: Buffer, target: Target, rules: BodyRules): Body
   if (!isUtf8(bytes)) return { refused: 'a body that is no JSON object' };
   const { names, values, depth } = jsonShapeOf(bytes);
   if (depth > maxDepth || values > maxValues) return { refused: 'a body of too many values' };
-  const value = parse(bytes);
+  const value = parseJson(bytes.toString());
   if (!isObject(value)) return { refused: 'a body that is no JSON object' };
   const walk: Walk = { rules, textLength: 0, names: 0 };
   const refused = topLevelProblem(value, target, rules) ?? problemIn(value, walk);
@@ -46,16 +47,6 @@ export function checkBody(bytes: Buffer, target: Target, rules: BodyRules): Body
   if (refused === undefined && walk.names === names) return { textLength: walk.textLength };
   return { refused: refused ?? 'a name that stands twice' };
 }
-
-function parse(bytes: Buffer): unknown {
-  try {
-    return JSON.parse(bytes.toString());
-  } catch {
-    return undefined;
-  }
-}
-
-type Json = Readonly<Record<string, unknown>>;
 
 interface Walk {
   readonly rules: BodyRules;
@@ -140,8 +131,4 @@ function firstOf<T>(values: readonly T[], ask: (value: T) => string | undefined)
     if (answer !== undefined) return answer;
   }
   return undefined;
-}
-
-function isObject(value: unknown): value is Json {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }

@@ -1,3 +1,5 @@
+import { asObject, parseJson, type Json } from '../json.ts';
+
 /** Tokens as Anthropic bills them, by its own count. */
 export interface Tokens {
   readonly input: number;
@@ -56,7 +58,7 @@ function jsonMeter(): Meter {
       if (heldBytes <= maxHeldBytes) chunks.push(chunk);
     },
     reading() {
-      const message = parse(Buffer.concat(chunks).toString());
+      const message = asObject(parseJson(Buffer.concat(chunks).toString()));
       return { tokens: merge(noTokens, message['usage']), isWhole: message['usage'] !== undefined, errorType: errorTypeOf(message) };
     },
   };
@@ -70,7 +72,7 @@ function eventMeter(): Meter {
     unreadTokens += roughTokens(line);
     // Quotes inside a text are escaped, so these three are never anybody's words.
     if (!/"(?:usage|error|message_stop)"/.test(line)) return;
-    const event = parse(line.slice('data:'.length));
+    const event = asObject(parseJson(line.slice('data:'.length)));
     if (event['type'] === 'message_start') tokens = merge(tokens, asObject(event['message'])['usage']);
     if (event['type'] === 'message_delta') {
       tokens = merge(tokens, event['usage']);
@@ -127,19 +129,7 @@ function merge(known: Tokens, value: unknown): Tokens {
   };
 }
 
-function errorTypeOf(value: Readonly<Record<string, unknown>>): string | undefined {
+function errorTypeOf(value: Json): string | undefined {
   const { type } = asObject(value['error']);
   return typeof type === 'string' ? type.slice(0, 60) : undefined;
-}
-
-function parse(text: string): Readonly<Record<string, unknown>> {
-  try {
-    return asObject(JSON.parse(text));
-  } catch {
-    return {};
-  }
-}
-
-function asObject(value: unknown): Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null ? (value as Readonly<Record<string, unknown>>) : {};
 }
