@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto';
 import { realpath } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { createInside, type Inside } from './cli/inside.ts';
 import { createOutside } from './cli/outside.ts';
 import { openUsers, type Users } from './cli/users.ts';
@@ -18,6 +17,7 @@ import { runSizeProgram, sizeProgram, type FolderSize } from './sandbox/folder-s
 import { createShare } from './sandbox/share.ts';
 import { decideSandbox, hasEverBeenSandboxed, rememberSandbox, type Decision } from './sandbox/mode.ts';
 import { createTokenCount, type TokenCount } from './sandbox/token-count.ts';
+import { inTime } from './waiting.ts';
 
 /** The session a process is started for. */
 export interface StartSession {
@@ -166,7 +166,7 @@ export async function createClaude(
   /** Not for long: while it waits it counts as starting, and others do not start. */
   async function untilEmptied(userId: number): Promise<void> {
     const emptied = emptying.get(userId)?.then(() => true);
-    if (emptied === undefined || (await Promise.race([emptied, delay(mostEmptyingMs, false, { ref: false })]))) return;
+    if (emptied === undefined || (await inTime(emptied, mostEmptyingMs, false))) return;
     const detail = "What this user's last programs left is still being removed; try again in a few seconds.";
     throw new Problem('busy', detail, { retryAfterSeconds: 5 });
   }
@@ -203,7 +203,7 @@ export async function createClaude(
 
     async close() {
       way?.close();
-      await Promise.race([Promise.all(emptying.values()), delay(mostEmptyingMs, undefined, { ref: false })]);
+      await inTime(Promise.all(emptying.values()), mostEmptyingMs, []);
     },
 
     async probeVersion() {

@@ -4,6 +4,7 @@ import { Folder } from '../host/folder.ts';
 import { storageUnavailable } from '../host/storage.ts';
 import { isFileName, maxFiles, maxFilesBytes, type TurnFile } from '../host/turn-files.ts';
 import { toProblem } from '../problem.ts';
+import { unlessAborted } from '../waiting.ts';
 import type { TurnEnd } from './dialogue.ts';
 
 /** What Claude left for the user in a turn. */
@@ -110,15 +111,6 @@ export class Boxes {
     this.#last = done.catch(() => {});
     return done;
   }
-}
-
-/** Waits for this, but rejects as soon as the signal aborts. */
-async function unlessAborted(act: Promise<void>, signal: AbortSignal): Promise<void> {
-  let leave = (): void => {};
-  const aborted = new Promise<void>((_resolve, reject) => (leave = () => reject(signal.reason)));
-  if (signal.aborted) leave();
-  signal.addEventListener('abort', leave);
-  await Promise.race([aborted, act]).finally(() => signal.removeEventListener('abort', leave));
 }
 
 /** The first names there are, in order, as bytes and as the caller is told them: in NFC, and what no name may hold replaced. */

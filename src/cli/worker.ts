@@ -1,4 +1,3 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import { storageUnavailable } from '../host/storage.ts';
 import { spawnCli, statusPipeOf, type CliProcess, type Launch } from './launch.ts';
 import { Dialogue, type TurnEnd, type TurnEvent } from './dialogue.ts';
@@ -11,6 +10,7 @@ import { readPaced } from './pace.ts';
 import { errorCode, type Problem } from '../problem.ts';
 import type { TurnReport } from '../sandbox/api-turn.ts';
 import { readStatus } from '../sandbox/sandbox.ts';
+import { inTime } from '../waiting.ts';
 import { initializeLine, interruptLine, parseLine, userLine, type Message } from './protocol.ts';
 import { lastWords } from './words.ts';
 
@@ -153,7 +153,7 @@ export class Worker {
     const force = [() => killGroup(this.#child.pid), () => this.#child.stdout.destroy()];
     const harder = this.#launch.sandbox === undefined ? [() => this.#child.kill('SIGINT'), ...force] : force;
     for (const step of harder) {
-      if (await this.#exitsWithin(stepMs)) break;
+      if (await inTime(this.exited.then(() => true), stepMs, false)) break;
       step();
     }
     // Also after the CLI's own end: what it started without our marker may still be in its group.
@@ -162,17 +162,7 @@ export class Worker {
     this.#endApiTurn();
     await this.#launch.sandbox?.api.close();
     // Its user may have left more in them than can be removed while somebody waits.
-    await Promise.race([this.#launch.boxes.remove(), delay(stepMs, undefined, { ref: false })]);
-  }
-
-  #exitsWithin(timeoutMs: number): Promise<boolean> {
-    return new Promise((resolve) => {
-      const timer = setTimeout(() => resolve(false), timeoutMs);
-      void this.exited.then(() => {
-        clearTimeout(timer);
-        resolve(true);
-      });
-    });
+    await inTime(this.#launch.boxes.remove(), stepMs, undefined);
   }
 
   #watch(resolveExited: () => void): void {
@@ -202,13 +192,8 @@ export class Worker {
     const { stdout } = this.#child;
     if (this.#exit?.spawnError !== undefined) return;
     const open = [stdout, statusPipeOf(this.#child)].filter((stream) => stream !== undefined && !stream.closed);
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, drainMs);
-      void Promise.all(open.map((stream) => new Promise((closed) => stream?.once('close', closed)))).then(() => {
-        clearTimeout(timer);
-        resolve();
-      });
-    });
+    const closed = Promise.all(open.map((stream) => new Promise((resolve) => stream?.once('close', resolve))));
+    await inTime(closed, drainMs, []);
     stdout.destroy();
     this.#child.stderr.destroy();
   }

@@ -1,6 +1,7 @@
 import type { Reserve } from '../host/reserve.ts';
 import { Problem } from '../problem.ts';
 import type { FolderSize } from '../sandbox/folder-size.ts';
+import { inTime } from '../waiting.ts';
 
 /** What is asked, and how much one user may have. */
 interface DiskOptions {
@@ -148,14 +149,6 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
       };
     },
   };
-}
-
-/** What comes within the time, else `late`. The promise must not reject. */
-function inTime<T>(coming: Promise<T>, timeoutMs: number, late: T): Promise<T> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, timeoutMs, late);
-    void coming.then(resolve).finally(() => clearTimeout(timer));
-  });
 }
 
 function makeRoom({ bytes, files }: FolderSize, max: FolderSize): string {

@@ -1,4 +1,5 @@
 import { Problem } from '../problem.ts';
+import { unlessAborted } from '../waiting.ts';
 import { Listeners, type Listener } from './listeners.ts';
 
 /** What makes a request the retry of another one of its user: the same key and, so that no key is used twice, the same body. */
@@ -72,7 +73,7 @@ export class KeyedTurns<A, E extends { readonly type: string }> {
     listener.onEvent({ type: 'replayed' });
     for (const event of turn.said) listener.onEvent(event);
     turn.listeners?.add(listener);
-    return untilGone(turn.answer, listener.signal);
+    return unlessAborted(turn.answer, listener.signal);
   }
 
   #begin(owned: RequestKey & { readonly userId: number }, first: Listener<E>, start: Start<A, E>): Promise<A> {
@@ -167,13 +168,4 @@ function ofUserWithMost<T extends { readonly userId: number }>(turns: readonly T
 
 function bytesOf(value: unknown): number {
   return Buffer.byteLength(JSON.stringify(value));
-}
-
-function untilGone<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const leave = (): void => reject(signal.reason);
-    if (signal.aborted) leave();
-    signal.addEventListener('abort', leave);
-    promise.then(resolve, reject);
-  });
 }

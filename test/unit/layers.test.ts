@@ -5,8 +5,8 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
 const src = fileURLToPath(new URL('../../src', import.meta.url));
-// A front at the top belongs to the room behind it; main.ts and app.ts may know everybody; json.ts, log.ts and problem.ts are known to all.
-const fronts: Readonly<Record<string, string>> = { 'server.ts': 'http', 'auth.ts': 'http', 'claude.ts': 'cli', 'env.ts': 'host', 'problem.ts': 'all', 'log.ts': 'all', 'json.ts': 'all' };
+// A front at the top belongs to the room behind it; main.ts and app.ts may know everybody; json.ts, log.ts, problem.ts and waiting.ts are known to all.
+const fronts: Readonly<Record<string, string>> = { 'server.ts': 'http', 'auth.ts': 'http', 'claude.ts': 'cli', 'env.ts': 'host', 'problem.ts': 'all', 'log.ts': 'all', 'json.ts': 'all', 'waiting.ts': 'all' };
 const mayImport: Readonly<Record<string, readonly string[]>> = {
   http: ['http', 'turns', 'host', 'all'],
   turns: ['turns', 'cli', 'sandbox', 'host', 'all'],
