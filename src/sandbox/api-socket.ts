@@ -43,8 +43,6 @@ export async function openSocket(parts: ProxyParts, folder: string): Promise<Pro
   await mkdir(folder, { recursive: true, mode: 0o700 });
   await chmod(folder, 0o700);
   const path = socketIn(folder);
-  await rm(path, { force: true });
-
   const lane: Lane = { slots: createShare(maxRequestsAtOnce), largeBodies: createShare(1) };
   let turn: ApiTurn | undefined;
   // No limits of time on this side: the CLI keeps its connection, and a body may wait unread for its memory.
@@ -54,8 +52,7 @@ export async function openSocket(parts: ProxyParts, folder: string): Promise<Pro
     else turnAway(req, res, 429, 'rate_limit_error', 'The API can be asked during a turn only.');
   });
   server.maxConnections = maxConnections;
-  await listen(server, path);
-  server.on('error', () => {}); // a connection that could not be taken is the client's failure
+  await listenAt(server, path);
 
   return {
     path,
@@ -70,9 +67,7 @@ export async function openSocket(parts: ProxyParts, folder: string): Promise<Pro
       return report;
     },
     async close() {
-      server.close();
-      server.closeAllConnections();
-      await rm(path, { force: true }).catch(() => {});
+      await closeAt(server, path);
       await rmdir(folder).catch(() => {});
     },
   };
@@ -82,8 +77,21 @@ function socketIn(folder: string): string {
   return join(folder, socketName);
 }
 
-async function listen(server: Server, path: string): Promise<void> {
+/**
+ * Has the server listen at this path, in the place of whatever was there, for its own account alone. Rejects with the
+ * system's error.
+ */
+export async function listenAt(server: Server, path: string): Promise<void> {
+  await rm(path, { force: true });
   server.listen(path);
   await once(server, 'listening');
   await chmod(path, 0o600);
+  server.on('error', () => {}); // a connection that could not be taken is the client's failure
+}
+
+/** Ends the server with its connections and removes its path. Never rejects; may be called twice. */
+export async function closeAt(server: Server, path: string): Promise<void> {
+  server.close();
+  server.closeAllConnections();
+  await rm(path, { force: true }).catch(() => {});
 }

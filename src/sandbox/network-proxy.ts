@@ -1,6 +1,4 @@
 import { Resolver } from 'node:dns/promises';
-import { once } from 'node:events';
-import { chmod, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { connect, isIP, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
@@ -9,7 +7,7 @@ import { hasHost, type HostList } from '../host/host-list.ts';
 import type { Fields, Log } from '../log.ts';
 import { errorCode } from '../problem.ts';
 import type { AddressCheck } from './addresses.ts';
-import type { ProxySocket } from './api-socket.ts';
+import { closeAt, listenAt, type ProxySocket } from './api-socket.ts';
 
 /** The way out for what tools fetch: a proxy outside that takes CONNECT (RFC 9110, section 9.3.6) to port 443 of allowed hosts. */
 export interface NetworkProxy {
@@ -139,11 +137,7 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
         if (turn === undefined) answer(socket, 403, 'The network is closed between turns');
         else void serve(socket, url, head, turn, owner);
       });
-      await rm(path, { force: true });
-      server.listen(path);
-      await once(server, 'listening');
-      await chmod(path, 0o600);
-      server.on('error', () => {}); // a connection that could not be taken is the client's failure
+      await listenAt(server, path);
       const endTurn = (): void => {
         for (const client of clients) client.destroy();
         turn = undefined;
@@ -159,9 +153,7 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
         async close() {
           clearTimeout(startTimer);
           endTurn();
-          server.close();
-          server.closeAllConnections();
-          await rm(path, { force: true }).catch(() => {});
+          await closeAt(server, path);
         },
       };
     },
