@@ -1,13 +1,5 @@
 const LF = 0x0a;
 
-/** Thrown when a line outgrows the splitter's limit; everything it held is dropped. */
-export class LineTooLongError extends Error {
-  constructor(maxLineBytes: number) {
-    super(`a line is longer than ${maxLineBytes} bytes`);
-    this.name = 'LineTooLongError';
-  }
-}
-
 /**
  * Cuts a byte stream into lines of UTF-8 text, without their line feed. Splits on LF alone: U+2028 is legal inside a
  * JSON string, and node:readline breaks lines there from Node 24. Time is linear in the bytes, however they are cut.
@@ -21,7 +13,7 @@ export class LineSplitter {
     this.#maxLineBytes = maxLineBytes;
   }
 
-  /** The lines this chunk completes. Throws LineTooLongError once a line, finished or not, exceeds the limit. */
+  /** The lines this chunk completes. Throws, and drops what it holds, once a line, finished or not, exceeds the limit. */
   push(chunk: Buffer): string[] {
     const lines: string[] = [];
     let start = 0;
@@ -47,7 +39,7 @@ export class LineSplitter {
     this.#pendingBytes += part.length;
     if (this.#pendingBytes > this.#maxLineBytes) {
       this.end();
-      throw new LineTooLongError(this.#maxLineBytes);
+      throw new Error(`a line is longer than ${this.#maxLineBytes} bytes`);
     }
     this.#parts.push(part);
   }

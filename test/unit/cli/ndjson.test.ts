@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { mock, test } from 'node:test';
-import { LineSplitter, LineTooLongError } from '../../../src/cli/ndjson.ts';
+import { LineSplitter } from '../../../src/cli/ndjson.ts';
 
 const limit = 1024;
 
@@ -70,24 +70,24 @@ test('a line of exactly the limit passes, in one chunk or many', () => {
 });
 
 test('a finished line over the limit is refused', () => {
-  assert.throws(() => split([`${'x'.repeat(11)}\n`], 10), LineTooLongError);
+  assert.throws(() => split([`${'x'.repeat(11)}\n`], 10), /a line is longer than 10 bytes/);
 });
 
 test('an unfinished line over the limit is refused before its line feed comes', () => {
   const splitter = new LineSplitter(10);
   assert.deepEqual(splitter.push(Buffer.from('x'.repeat(10))), []);
-  assert.throws(() => splitter.push(Buffer.from('x')), LineTooLongError);
+  assert.throws(() => splitter.push(Buffer.from('x')), /a line is longer than 10 bytes/);
 });
 
 test('the limit counts bytes, and each line anew', () => {
-  assert.throws(() => split(['żółć ż'], 10), LineTooLongError);
+  assert.throws(() => split(['żółć ż'], 10), /a line is longer than 10 bytes/);
   assert.deepEqual(split(['123456789\n', '123456789\n', '123456789\n'], 10).lines.length, 3);
 });
 
 test('a line over the limit is dropped from memory', () => {
   const splitter = new LineSplitter(10);
   splitter.push(Buffer.from('secret'));
-  assert.throws(() => splitter.push(Buffer.from('x'.repeat(10))), LineTooLongError);
+  assert.throws(() => splitter.push(Buffer.from('x'.repeat(10))), /a line is longer than 10 bytes/);
   assert.equal(splitter.end(), '');
 });
 
