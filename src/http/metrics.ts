@@ -1,7 +1,8 @@
 import type { Figures, Histogram } from '../turns/figures.ts';
+import type { PoolCounts } from '../turns/pool.ts';
 
 /** What `/health` tells whoever has the key, besides its status. */
-export interface HealthDetails {
+export interface HealthDetails extends PoolCounts {
   readonly version: string;
   /** The machine's name. */
   readonly node: string;
@@ -14,12 +15,6 @@ export interface HealthDetails {
   /** Sentences for the operator. */
   readonly warnings?: readonly string[];
   readonly uptime_seconds: number;
-  readonly running: number;
-  readonly queued: number;
-  readonly warm: number;
-  readonly capacity: number;
-  /** Bytes. */
-  readonly memory: { readonly held: number; readonly left: number };
   /** Who has a turn under way. */
   readonly users: readonly number[];
   /** How many are held. */

@@ -29,7 +29,8 @@ export interface Lease<W> {
   release(): void;
 }
 
-interface PoolCounts {
+/** What the pool has and may have, for a dashboard. */
+export interface PoolCounts {
   /** Processes that start, or that a turn has. */
   readonly running: number;
   readonly queued: number;
@@ -84,7 +85,6 @@ export class Pool<W extends Poolable> {
     return waiting.granted;
   }
 
-  /** Numbers for a dashboard. */
   counts(): PoolCounts {
     const [running, warm] = [this.#slots.count('starting') + this.#slots.count('leased'), this.#slots.count('idle')];
     const memory = { held: this.#slots.bytes(), left: this.#options.memory.leftBytes() };
