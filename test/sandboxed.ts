@@ -75,7 +75,7 @@ export class SandboxedUsers {
   }
 }
 
-export const insideEnv = sandboxEnv({}, { ANTHROPIC_AUTH_TOKEN: 'placeholder' }, { socket: 's', isGateway: false }).env;
+export const insideEnv = sandboxEnv({}, { ANTHROPIC_AUTH_TOKEN: 'placeholder' }, false).env;
 
 export interface Outcome {
   readonly code: number | null;

@@ -61,8 +61,6 @@ type Shown = Exclude<TrialTurn, { readonly problem: string }>;
 // For both steps together; a cold machine of 1 GB takes seconds for the first start.
 const trialTimeoutMs = 60_000;
 
-const socketName = 's';
-
 // WebFetch would first ask the API's own host about each address, and that host is not to be reached (fact 70).
 const networkSettings = { skipWebFetchPreflight: true };
 
@@ -92,7 +90,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
 
   function environment(placeholders: Readonly<Record<string, string>>): ReturnType<typeof sandboxEnv> {
     const ours = { ...defaultEnv, ...subagentModel(config), ...childEnv };
-    const { env, leftOut } = sandboxEnv(ours, placeholders, { socket: socketName, isGateway: gateway !== undefined });
+    const { env, leftOut } = sandboxEnv(ours, placeholders, gateway !== undefined);
     return { env: { ...env, ...(network !== undefined && networkEnv) }, leftOut };
   }
 

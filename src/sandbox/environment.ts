@@ -1,3 +1,4 @@
+import { socketName } from './api-socket.ts';
 import { inside } from './sandbox.ts';
 
 // What the CLI may be told of the operator's: models, limits, switches, locale. None of these holds a secret.
@@ -18,14 +19,13 @@ const loginNames = /^(?:ANTHROPIC_API_KEY|ANTHROPIC_AUTH_TOKEN|ANTHROPIC_BASE_UR
 /**
  * The environment inside, built of the operator's (`outer`): its listed names, fixed ones in the place of whatever
  * else the CLI needs, and `placeholders` for the login (those of the API proxy; none where there is no login, so that the
- * CLI says so itself). `socket` is the name of the API proxy's socket in its folder; `isGateway`: the operator's own
- * address stands for Anthropic's, and the CLI is to behave as for one. `leftOut`: the names of `outer`, sorted, that
- * stay outside and are neither the login nor replaced.
+ * CLI says so itself). `isGateway`: the operator's own address stands for Anthropic's, and the CLI is to behave as for
+ * one. `leftOut`: the names of `outer`, sorted, that stay outside and are neither the login nor replaced.
  */
 export function sandboxEnv(
   outer: Readonly<Record<string, string>>,
   placeholders: Readonly<Record<string, string>>,
-  { socket, isGateway }: { readonly socket: string; readonly isGateway: boolean },
+  isGateway: boolean,
 ): { readonly env: Record<string, string>; readonly leftOut: readonly string[] } {
   const passed = Object.fromEntries(Object.entries(outer).filter(([name]) => passedNames.test(name)));
   const env = {
@@ -42,7 +42,7 @@ export function sandboxEnv(
     CLAUDE_CODE_PROJECT_DIR_NAME: 'work',
     // Plain HTTP through the socket; this host alone gets the requests of the real one (fact 42).
     ANTHROPIC_BASE_URL: isGateway ? 'http://gateway.invalid' : 'http://api.anthropic.com',
-    ANTHROPIC_UNIX_SOCKET: `${inside.api}/${socket}`,
+    ANTHROPIC_UNIX_SOCKET: `${inside.api}/${socketName}`,
     ...placeholders,
   };
   const leftOut = Object.keys(outer).filter((name) => !(name in env) && !loginNames.test(name));
