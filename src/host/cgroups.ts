@@ -2,7 +2,7 @@ import { existsSync, mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'no
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errorCode } from '../problem.ts';
-import { openMemory } from './memory.ts';
+import { openMemory, reclaimableBytes } from './memory.ts';
 import { read } from './processes.ts';
 
 /** The part of the machine's control groups that the service divides by itself (systemd.resource-control(5), Delegate=). */
@@ -28,7 +28,6 @@ const userWeight = 50;
 // 25 CLIs, or two and their tools; the service has 2,048 (TasksMax).
 const userPids = 512;
 const endsWithinMs = 2000;
-const reclaimable = /^(?:active_file|inactive_file|slab_reclaimable) (\d+)$/gm;
 
 /**
  * Divides the group this process is in: the server moves to `server`, users get `u<id>`. To be called before anything is
@@ -92,9 +91,7 @@ function openGroup(user: string, number: number, mostBytes: number): ProcessGrou
     enter: (command, args) => ({ command: '/bin/sh', args: ['-c', 'echo 0 >"$0/cgroup.procs" && exec "$@"', folder, command, ...args] }),
 
     heldBytes() {
-      const bytes = Number(read(join(folder, 'memory.current')));
-      const cached = [...read(join(folder, 'memory.stat')).matchAll(reclaimable)].reduce((sum, [, count]) => sum + Number(count), 0);
-      return Math.max(0, bytes - cached);
+      return Math.max(0, Number(read(join(folder, 'memory.current'))) - reclaimableBytes(join(folder, 'memory.stat')));
     },
 
     async end() {

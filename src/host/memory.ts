@@ -44,8 +44,12 @@ function leftOf(limit: Limit): number {
   const bytes = limitOf(limit);
   // The usual case, and the cheap one: `memory.stat` is the only file here that the kernel has work with.
   if (bytes === Infinity) return Infinity;
-  const reclaimable = [...read(limit.stat).matchAll(limit.reclaimable)].reduce((sum, [, count]) => sum + Number(count), 0);
-  return bytes - Number(read(limit.usage)) + reclaimable;
+  return bytes - Number(read(limit.usage)) + reclaimableBytes(limit.stat, limit.reclaimable);
+}
+
+/** What of its use the kernel takes back from a group when asked, by the group's `memory.stat`. */
+export function reclaimableBytes(statFile: string, fields = v2Reclaimable): number {
+  return [...read(statFile).matchAll(fields)].reduce((sum, [, count]) => sum + Number(count), 0);
 }
 
 function limitOf({ limits }: Limit): number {
