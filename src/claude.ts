@@ -61,10 +61,7 @@ export interface Claude {
 }
 
 /** Why the server may not go on: it must have a sandbox, and there is none. */
-export interface Refusal {
-  readonly reason: string;
-  readonly exitCode: 1 | 78;
-}
+type Refusal = Extract<Decision, { readonly kind: 'end' }>;
 
 /**
  * The CLI as configured, for one state folder. `onRefusal` is told, once, that the server must end: before this resolves

@@ -85,7 +85,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
 
   async function refreshLogin(): Promise<void> {
     const binary = await findProgram(config.claudeBinary, pathVariable);
-    if (binary !== undefined) await refreshByCli({ binary, env: childEnv });
+    if (binary !== undefined) await refreshByCli(binary, childEnv);
   }
 
   function environment(placeholders: Readonly<Record<string, string>>): ReturnType<typeof sandboxEnv> {

@@ -9,18 +9,13 @@ export interface Lock {
   release(): void;
 }
 
-/** Why there is no lock: a sentence for the operator. */
-export interface NoLock {
-  readonly refusal: string;
-}
-
 /**
  * Locks the file `lock` in the state folder by flock(2), which holds across users, containers, namespaces and bind mounts.
  * Node has no such call, so util-linux's flock makes it, on a descriptor of ours that it shares: the lock is this
  * process's from then on, and the kernel ends it with the process, however that ends. No process is left to hold it,
- * and none inherits it. Throws a system error when the file cannot be opened.
+ * and none inherits it. `refusal` says why there is no lock. Throws a system error when the file cannot be opened.
  */
-export async function lockStateFolder(stateDir: string, pathVariable: string): Promise<Lock | NoLock> {
+export async function lockStateFolder(stateDir: string, pathVariable: string): Promise<Lock | { readonly refusal: string }> {
   const descriptor = openSync(join(stateDir, 'lock'), 'a', 0o600);
   // busybox's flock knows the short option only.
   const stdio: StdioOptions = ['ignore', 'ignore', 'ignore', descriptor];

@@ -2,9 +2,6 @@ import { access, constants } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Log } from '../log.ts';
 
-/** Where the CLI will find its login: a variable's name, or the credentials file. Never its value. */
-type Login = string;
-
 /** The variables that hold a login themselves, in the order the CLI looks at them (fact 29). */
 export const keyVariables = ['ANTHROPIC_API_KEY', 'ANTHROPIC_AUTH_TOKEN', 'CLAUDE_CODE_OAUTH_TOKEN'] as const;
 const providers = ['BEDROCK', 'VERTEX', 'FOUNDRY', 'MANTLE', 'ANTHROPIC_AWS', 'ANTHROPIC_GOOGLE_CLOUD'];
@@ -16,11 +13,12 @@ export const howToLogIn =
   'or run "claude" once as the service user and log in.';
 
 /**
- * The login the CLI would use with this environment, in the CLI's own order (fact 29), or undefined when none is to
- * be found. Looks at the file anew each time, never opens it for more than that, and never throws.
+ * Where the CLI would find its login with this environment, in its own order (fact 29): a variable's name, or the
+ * credentials file; undefined when none is to be found. Looks at the file anew each time, never opens it for more than
+ * that, and never throws.
  */
-export async function findLogin(childEnv: Readonly<Record<string, string>>): Promise<Login | undefined> {
-  const named = keyVariables.find((name) => childEnv[name]) ?? providerSwitches.find((name) => isOn(childEnv[name]));
+export async function findLogin(childEnv: Readonly<Record<string, string>>): Promise<string | undefined> {
+  const named = keyVariables.find((name) => childEnv[name]) ?? findProvider(childEnv);
   if (named !== undefined) return named;
   const readable = await access(loginFilePath(childEnv), constants.R_OK).then(() => true, () => false);
   return readable ? 'credentials file' : undefined;

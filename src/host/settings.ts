@@ -98,8 +98,9 @@ export function readSettings(values: ReadonlyMap<string, string>): { readonly se
   const problems: string[] = [];
   const read = <T>({ name, rule, defaultValue }: Setting<T>): T => {
     const text = values.get(name)?.trim();
-    const parsed = text === undefined ? undefined : rule(text);
-    if (parsed === undefined || 'value' in parsed) return parsed === undefined ? defaultValue : parsed.value;
+    if (text === undefined) return defaultValue;
+    const parsed = rule(text);
+    if ('value' in parsed) return parsed.value;
     // Empty counts as unset, but for the rules that give '' a meaning.
     if (text !== '') problems.push(`${name}: expected ${parsed.expected}`);
     return defaultValue;
@@ -142,9 +143,8 @@ function oneOf<T extends string>(...choices: readonly T[]): Rule<T> {
   };
 }
 
-function matching(test: RegExp | ((text: string) => boolean), expected: string): Rule<string> {
-  const isRight = test instanceof RegExp ? (text: string) => test.test(text) : test;
-  return (text) => (isRight(text) ? { value: text } : { expected });
+function matching(pattern: RegExp, expected: string): Rule<string> {
+  return (text) => (pattern.test(text) ? { value: text } : { expected });
 }
 
 // Six letters and more: none is in one of a million random base64 keys.

@@ -74,12 +74,12 @@ export async function relayAnswer(answer: UpstreamAnswer, res: ServerResponse, t
 }
 
 /** Whole seconds until the API wants to be asked again: `retry-after`, or else when a subscription's limit ends. */
-function retryAfterOf(headers: IncomingHttpHeaders, nowMs = Date.now()): number | undefined {
+function retryAfterOf(headers: IncomingHttpHeaders): number | undefined {
   const value = headers['retry-after'];
   if (value !== undefined) {
-    const seconds = /^\d+$/.test(value) ? Number(value) : (Date.parse(value) - nowMs) / 1000;
+    const seconds = /^\d+$/.test(value) ? Number(value) : (Date.parse(value) - Date.now()) / 1000;
     return Number.isFinite(seconds) ? Math.max(0, Math.ceil(seconds)) : undefined;
   }
   const reset = Number(headers['anthropic-ratelimit-unified-reset']);
-  return reset > 0 ? Math.max(0, Math.ceil(reset - nowMs / 1000)) : undefined;
+  return reset > 0 ? Math.max(0, Math.ceil(reset - Date.now() / 1000)) : undefined;
 }

@@ -24,17 +24,12 @@ const refreshBeforeMs = 4 * 60_000;
 // A login that cannot be refreshed must not cost a process at each request.
 const refreshPauseMs = 60_000;
 
-/** What `refresh` may run and how long; the CLI outside the sandbox, as the service user. */
-export interface Refresher {
-  readonly binary: string;
-  readonly env: Readonly<Record<string, string>>;
-}
-
 /**
  * Runs `claude auth status`, which renews an expired login file in 0.3–0.7 s without asking the API anything (fact 41);
- * several at once renew it once. Resolves when it has ended, however it did: the file tells, not the exit code.
+ * several at once renew it once. Outside the sandbox, as the service user. Resolves when it has ended, however it did: the
+ * file tells, not the exit code.
  */
-export function refreshByCli({ binary, env }: Refresher): Promise<void> {
+export function refreshByCli(binary: string, env: Readonly<Record<string, string>>): Promise<void> {
   return new Promise((resolve) => {
     const options = { env, cwd: '/', timeout: 30_000, killSignal: 'SIGKILL', maxBuffer: 1024 * 1024 } as const;
     execFile(binary, ['auth', 'status'], options, () => resolve());

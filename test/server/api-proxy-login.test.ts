@@ -39,7 +39,7 @@ class Home {
   }
 
   get loginFile(): Parameters<typeof createLoginFile> {
-    return [this.path, () => refreshByCli({ binary, env: this.env })];
+    return [this.path, () => refreshByCli(binary, this.env)];
   }
 
   async #write(path: string, accessToken: string, expiresInMs: number, subscriptionType: string | undefined): Promise<void> {
@@ -180,7 +180,7 @@ test('a key that the API refuses is told to the client, and no CLI is run for it
 test('a CLI that cannot be run leaves the login as it is', async (t) => {
   const home = await makeHome(t);
   await home.write('old', minute);
-  const refresh = (): Promise<void> => refreshByCli({ binary: '/nowhere/claude', env: home.env });
+  const refresh = (): Promise<void> => refreshByCli('/nowhere/claude', home.env);
   const stage = await setStage(t, { env: {}, loginFile: [home.path, refresh], script: knowsOnly('old') });
   assert.equal((await ask(await stage.openInTurn())).status, 200);
 });
