@@ -68,7 +68,7 @@ export class Worker {
 
   /** The most bytes of memory it has had, pages of files included; 0 when it is gone. */
   peakBytes(): number {
-    return this.#child.pid === undefined ? 0 : peakBytes(this.#child.pid);
+    return peakBytes(this.#child.pid ?? 0);
   }
 
   /**

@@ -9,7 +9,9 @@ export type Exchange = { readonly req: IncomingMessage; readonly res: ServerResp
 
 /** A request and its answer, under the caller's own id where that is a sane one, else under a new one. */
 export function exchangeOf(req: IncomingMessage, res: ServerResponse): Exchange {
-  return { req, res, requestId: requestIdOf(req) };
+  const [given = '', ...others] = req.headersDistinct['x-request-id'] ?? [];
+  const isSane = others.length === 0 && /^[A-Za-z0-9._:-]{1,128}$/.test(given);
+  return { req, res, requestId: isSane ? given : randomUUID() };
 }
 
 /** What every answer says: its id, which pages may read it, whether the connection must end. */
@@ -71,9 +73,4 @@ export function send(res: ServerResponse, status: number, text: string, type: st
 export function levelOf(problem: Problem): Level {
   if (problem.code === 'internal_error') return 'error';
   return problem.status >= 500 ? 'warning' : 'info';
-}
-
-function requestIdOf(req: IncomingMessage): string {
-  const [given = '', ...others] = req.headersDistinct['x-request-id'] ?? [];
-  return others.length === 0 && /^[A-Za-z0-9._:-]{1,128}$/.test(given) ? given : randomUUID();
 }

@@ -22,7 +22,6 @@ export interface Slot<W> {
 
 // An idle process holds 110 to 145 MB (fact 60); one with twice as much has read a file of megabytes, or a long dialogue.
 const fatBytes = 256 * 1024 * 1024;
-const states = ['starting', 'leased', 'idle', 'stopping'] as const;
 
 /** All slots, found by their session; each has one state. A change of state takes the same time however many there are. */
 export class Slots<W> {
@@ -52,7 +51,7 @@ export class Slots<W> {
 
   /** Bytes that the processes in this state held when they were last looked at; those of all without one. */
   bytes(state?: SlotState): number {
-    return state === undefined ? states.reduce((sum, each) => sum + this.#bytesIn[each], 0) : this.#bytesIn[state];
+    return state === undefined ? Object.values(this.#bytesIn).reduce((sum, bytes) => sum + bytes, 0) : this.#bytesIn[state];
   }
 
   /** How many processes start for this user's turns, or are lent to them. */
