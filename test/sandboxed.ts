@@ -11,9 +11,7 @@ import { fileURLToPath } from 'node:url';
 import { test, type TestContext } from 'node:test';
 import { endMarked, markerName } from '../src/cli/strays.ts';
 import { sandboxEnv } from '../src/sandbox/environment.ts';
-import {
-  openFilter, readStatus, rootOptions, sandboxArgv, writeOwnFiles, type Folders, type Machine, type SandboxStatus,
-} from '../src/sandbox/sandbox.ts';
+import { hasProgramRun, openFilter, rootOptions, sandboxArgv, writeOwnFiles, type Folders, type Machine } from '../src/sandbox/sandbox.ts';
 import { findProgram, needsToRun } from './needs.ts';
 import { anthropicKey } from './messages-api.ts';
 import { fakeClaude, makeHome, startServer, until, within, type RunningServer } from './running-server.ts';
@@ -82,7 +80,7 @@ export interface Outcome {
   readonly signal: string | null;
   readonly stdout: string;
   readonly stderr: string;
-  readonly status: SandboxStatus;
+  readonly hasRun: boolean;
 }
 
 /** A process inside. */
@@ -101,13 +99,14 @@ export class Inside {
     status?.setEncoding('utf8').on('data', (text: string) => (this.#status += text));
   }
 
-  get status(): SandboxStatus {
-    return readStatus(this.#status);
+  /** The sandbox's first process, as the host counts; the program is its child. */
+  get pid(): number {
+    return Number(/"child-pid": (\d+)/.exec(this.#status)?.[1]);
   }
 
   async ended(timeoutMs = 30_000): Promise<Outcome> {
     const [code, signal] = (await within('the sandbox to end', timeoutMs, once(this.child, 'close'))) as [number | null, string | null];
-    return { code, signal, stdout: this.stdout, stderr: this.stderr, status: this.status };
+    return { code, signal, stdout: this.stdout, stderr: this.stderr, hasRun: hasProgramRun(this.#status) };
   }
 }
 

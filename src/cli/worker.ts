@@ -9,7 +9,7 @@ import { LineSplitter } from './ndjson.ts';
 import { readPaced } from './pace.ts';
 import { errorCode, type Problem } from '../problem.ts';
 import type { TurnReport } from '../sandbox/api-turn.ts';
-import { readStatus } from '../sandbox/sandbox.ts';
+import { hasProgramRun } from '../sandbox/sandbox.ts';
 import { inTime } from '../waiting.ts';
 import { initializeLine, interruptLine, parseLine, userLine, type Message } from './protocol.ts';
 import { lastWords } from './words.ts';
@@ -219,7 +219,7 @@ export class Worker {
     if (this.#launch.sandbox === undefined || this.#exit === undefined) return undefined;
     const { signal, spawnError } = this.#exit;
     const isUnfound = spawnError === 'ENOENT' || spawnError === 'EACCES';
-    const isUnmade = spawnError === undefined && signal === null && !readStatus(this.#status).hasRun;
+    const isUnmade = spawnError === undefined && signal === null && !hasProgramRun(this.#status);
     if (!isUnfound && !isUnmade) return undefined;
     return this.#launch.isInPlace() ? sandboxUnavailable() : storageUnavailable(new Error('folders of a user were removed or replaced'));
   }

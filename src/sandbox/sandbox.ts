@@ -151,21 +151,13 @@ export function openFilter(machine: Pick<Machine, 'ownFiles'>): number {
   return openSync(join(machine.ownFiles, filterName), 'r');
 }
 
-/** What bubblewrap said on `statusFd` (bwrap(1), --json-status-fd). */
-export interface SandboxStatus {
-  /** The sandbox's first process, as the host counts; 0 while there is none. The program is its child. */
-  readonly pid: number;
-  /**
-   * Whether the program ran and ended. A bubblewrap that ended by itself without it could not make the sandbox. Told by
-   * the process outside, so that nobody inside can say so in its place.
-   */
-  readonly hasRun: boolean;
-}
-
-/** Reads all that came from `statusFd` so far. Never throws: half a line says nothing yet. */
-export function readStatus(text: string): SandboxStatus {
-  const pid = /"child-pid": (\d+)/.exec(text)?.[1];
-  return { pid: Number(pid ?? 0), hasRun: /"exit-code": \d+/.test(text) };
+/**
+ * Whether the program ran and ended, by all that bubblewrap said on `statusFd` (bwrap(1), --json-status-fd). One that ended
+ * by itself without it could not make the sandbox. Told by the process outside, so that nobody inside can say so in its
+ * place.
+ */
+export function hasProgramRun(status: string): boolean {
+  return /"exit-code": \d+/.test(status);
 }
 
 /**

@@ -19,10 +19,10 @@ async function noneRuns(text: string, timeoutMs = 10_000): Promise<void> {
 
 testSandboxed('what a program left running ends with it', async (t) => {
   const users = await makeSandboxedUsers(t);
-  const { code, stdout, status } = await users.run(leaveBehind(unlike(11)));
+  const { code, stdout, hasRun } = await users.run(leaveBehind(unlike(11)));
   assert.equal(stdout, 'left\n');
   assert.equal(code, 0);
-  assert.ok(status.hasRun);
+  assert.ok(hasRun);
   await noneRuns(`sleep ${unlike(11)}`, 1000);
 });
 
@@ -31,9 +31,9 @@ testSandboxed('SIGKILL of bubblewrap ends everything inside', async (t) => {
   const inside = users.start(['/bin/bash', '-c', `${leaveBehind(unlike(12))}; sleep ${unlike(12)}`]);
   await until('all to be left', () => (inside.stdout === 'left\n' ? true : undefined));
   process.kill(inside.child.pid ?? 0, 'SIGKILL');
-  const { signal, status } = await inside.ended();
+  const { signal, hasRun } = await inside.ended();
   assert.equal(signal, 'SIGKILL');
-  assert.equal(status.hasRun, false);
+  assert.equal(hasRun, false);
   await noneRuns(`sleep ${unlike(12)}`, 1000);
 });
 
@@ -70,12 +70,12 @@ testSandboxed('a sandbox that is killed while it is made leaves nothing that the
 testSandboxed('how the program ended is told: its code, its signal, and that it was never there', async (t) => {
   const users = await makeSandboxedUsers(t);
   const fine = await users.run('exit 7');
-  assert.deepEqual([fine.code, fine.signal, fine.status.hasRun], [7, null, true]);
+  assert.deepEqual([fine.code, fine.signal, fine.hasRun], [7, null, true]);
   const killed = await users.run('kill -KILL $$');
-  assert.deepEqual([killed.code, killed.signal, killed.status.hasRun], [128 + 9, null, true]);
+  assert.deepEqual([killed.code, killed.signal, killed.hasRun], [128 + 9, null, true]);
   rmdirSync(users.folders(1).work);
   const none = await users.run('exit 7');
-  assert.deepEqual([none.code, none.signal, none.stdout, none.status.hasRun], [1, null, '', false]);
+  assert.deepEqual([none.code, none.signal, none.stdout, none.hasRun], [1, null, '', false]);
   assert.match(none.stderr, /^bwrap: Can't find source path/);
   mkdirSync(users.folders(1).work);
   const noProgram = await users.start(['/nowhere']).ended();
@@ -84,8 +84,8 @@ testSandboxed('how the program ended is told: its code, its signal, and that it 
 
 testSandboxed('nobody inside can say in the place of bubblewrap that there was no sandbox', async (t) => {
   const users = await makeSandboxedUsers(t);
-  const { code, stderr, status } = await users.run('echo "bwrap: setting up uid map: Permission denied" >&2; exit 1');
-  assert.deepEqual([code, status.hasRun], [1, true]);
+  const { code, stderr, hasRun } = await users.run('echo "bwrap: setting up uid map: Permission denied" >&2; exit 1');
+  assert.deepEqual([code, hasRun], [1, true]);
   assert.match(stderr, /^bwrap: /);
 });
 
@@ -95,6 +95,6 @@ testSandboxed('the program is the child of the process that bubblewrap names', a
   const line = await until('the program', async () => (await runningWith(unlike(15))).find((each) => each.startsWith('/bin/sleep')));
   assert.ok(line);
   const pid = Number(execFileSync('pgrep', ['-f', `^/bin/sleep ${unlike(15)}`], { encoding: 'utf8' }));
-  assert.equal(parentOf(pid), running.status.pid);
-  assert.equal(parentOf(running.status.pid), running.child.pid);
+  assert.equal(parentOf(pid), running.pid);
+  assert.equal(parentOf(running.pid), running.child.pid);
 });

@@ -18,7 +18,7 @@ function overwrite(...args: readonly string[]): string {
 test('nobody inside can teach the first process of a sandbox to outlive its end', { skip: noForging }, async (t) => {
   const users = await makeSandboxedUsers(t);
   const inside = users.start(['/bin/bash', '-c', `${overwrite('stay')}; sleep 300.42`]);
-  const ofSandbox = (): number => inside.status.pid;
+  const ofSandbox = (): number => inside.pid;
   t.after(() => {
     try {
       process.kill(ofSandbox(), 'SIGKILL');
