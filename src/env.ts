@@ -2,7 +2,7 @@ import { BlockList, isIP } from 'node:net';
 import { userInfo } from 'node:os';
 import { isAbsolute, join } from 'node:path';
 import { EnvSyntaxError, parseEnv } from './host/dotenv.ts';
-import { hasHost, type HostList } from './host/host-list.ts';
+import { hasHost } from './host/host-list.ts';
 import { readSettings, settings, type Settings } from './host/settings.ts';
 
 /** Settings the server cannot start with. The message has a line for each warning and each problem. */
@@ -87,15 +87,12 @@ export function loadConfig(
   for (const [name, value] of Object.entries(env)) if (value !== undefined) values.set(name, value);
 
   const read = readSettings(values);
-  const { apiKey } = read.settings;
   const hasKey = values.has('CLAUDE_API_KEY');
   const isHostRefused = read.problems.some((problem) => problem.startsWith('HOST:'));
   const host = hasKey || (values.get('HOST')?.trim() && !isHostRefused) ? read.settings.host : '127.0.0.1';
   const stateDir = read.settings.stateDir ?? defaultStateDir(values);
-  const { network, permissionMode } = read.settings;
-  const isRefusedRoot = isRoot && values.get('IS_SANDBOX') !== '1';
-  const problems = [...read.problems, ...combinationProblems({ values, host, network, permissionMode, stateDir, isRefusedRoot })];
-  const warnings = [...fileWarnings, ...weakKeyWarnings(apiKey), ...unknownNameWarnings(fileValues.keys())];
+  const problems = [...read.problems, ...combinationProblems(values, { ...read.settings, host, stateDir }, isRoot)];
+  const warnings = [...fileWarnings, ...weakKeyWarnings(read.settings.apiKey), ...unknownNameWarnings(fileValues.keys())];
   if (problems.length > 0 || stateDir === undefined) throw new ConfigError(problems, warnings);
   return { ...read.settings, host, stateDir, runtimeDir: runtimeDirOf(values, stateDir), childEnv: pickChildEnv(values), warnings };
 }
@@ -122,16 +119,9 @@ function runtimeDirOf(values: ReadonlyMap<string, string>, stateDir: string): st
 }
 
 /** What several settings together decide. */
-interface Combined {
-  readonly values: ReadonlyMap<string, string>;
-  readonly host: string;
-  readonly network: HostList;
-  readonly permissionMode: string | undefined;
-  readonly stateDir: string | undefined;
-  readonly isRefusedRoot: boolean;
-}
-
-function combinationProblems({ values, host, network, permissionMode, stateDir, isRefusedRoot }: Combined): string[] {
+function combinationProblems(
+  values: ReadonlyMap<string, string>, { host, network, permissionMode, stateDir }: Settings, isRoot: boolean,
+): string[] {
   const key = values.get('CLAUDE_API_KEY');
   const problems: [boolean, string][] = [
     [key?.trim() === '', 'CLAUDE_API_KEY: is empty; set a key, or remove the line to get a temporary key for each run'],
@@ -144,7 +134,7 @@ function combinationProblems({ values, host, network, permissionMode, stateDir, 
       "CLAUDE_NETWORK: expected hosts other than the API's: whoever has an API key of their own could carry data out there",
     ],
     [
-      permissionMode === 'bypassPermissions' && isRefusedRoot,
+      permissionMode === 'bypassPermissions' && isRoot && values.get('IS_SANDBOX') !== '1',
       'CLAUDE_PERMISSION_MODE: expected another mode, or another user: the CLI refuses bypassPermissions as root',
     ],
     [stateDir === undefined, 'HOME: expected the absolute path of a home directory; set it, or CLAUDE_STATE_DIR'],
