@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { setImmediate as nextTick } from 'node:timers/promises';
+import { killQuietly } from '../host/processes.ts';
 
 /**
  * The variable every process of ours carries: the CLI and, by inheritance, the tools it starts, which make sessions of
@@ -45,13 +46,5 @@ function environmentOf(pid: number): Buffer {
     return Buffer.concat([Buffer.from('\0'), readFileSync(`/proc/${pid}/environ`)]);
   } catch {
     return Buffer.alloc(0);
-  }
-}
-
-function killQuietly(pid: number): void {
-  try {
-    process.kill(pid, 'SIGKILL');
-  } catch {
-    // Gone already.
   }
 }

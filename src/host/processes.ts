@@ -44,8 +44,13 @@ export function read(path: string): string {
 
 /** Ends a process and its group at once; nobody in it is no failure. Without a pid nothing was started. */
 export function killGroup(pid: number | undefined): void {
+  if (pid !== undefined) killQuietly(-pid);
+}
+
+/** Ends a process at once, or with a minus a group; that there is none is no failure. */
+export function killQuietly(pid: number): void {
   try {
-    if (pid !== undefined) process.kill(-pid, 'SIGKILL');
+    process.kill(pid, 'SIGKILL');
   } catch {
     // Gone already.
   }

@@ -1,13 +1,12 @@
 import { lstatSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Settings } from '../host/settings.ts';
 import type { Trial } from './trial.ts';
-
-/** CLAUDE_SANDBOX. */
-export type SandboxSetting = 'auto' | 'required' | 'off';
 
 /** What is known when the server decides whether its CLIs run in a sandbox. */
 export interface Circumstances {
-  readonly setting: SandboxSetting;
+  /** CLAUDE_SANDBOX. */
+  readonly setting: Settings['sandbox'];
   /** Whether a sandboxed process ever ran on this state folder. */
   readonly hasEverRun: boolean;
   readonly isRoot: boolean;
