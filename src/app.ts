@@ -22,7 +22,7 @@ import type { Log } from './log.ts';
 import { describeBug, errorCode } from './problem.ts';
 import type { Tokens } from './sandbox/usage.ts';
 import { createHttpServer, listenProblem } from './server.ts';
-import { createShutdown } from './shutdown.ts';
+import { drain, type Stoppable } from './shutdown.ts';
 import { createChat, type KeyedChats } from './turns/chat.ts';
 import { createDiskLimit } from './turns/disk.ts';
 import { Figures } from './turns/figures.ts';
@@ -46,13 +46,9 @@ export class StartError extends Error {
 }
 
 /** The whole server on one state folder. */
-export interface App {
+export interface App extends Stoppable {
   /** Takes connections; gives the port. Throws StartError when it cannot. */
   listen(): Promise<number>;
-  /** Lets running turns finish for `graceMs`, ends the rest, and resolves once no process and no connection is left; once only. */
-  stop(graceMs: number): Promise<void>;
-  /** Ends every process of this server at once, a stop under way or not; connections are left as they are. */
-  quit(): Promise<void>;
 }
 
 /** What the app needs of the process it lives in. */
@@ -142,7 +138,6 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
   const server = createHttpServer({ auth, chat, health, healthDetails, figures, maxBodyBytes, corsOrigins, log });
   const closeConnections = createCloser(server);
   const endProcesses = (): Promise<number> => endMarked(`${claude.markerPrefix}${process.pid}.`);
-  const shutdown = createShutdown({ pool, closeConnections, closing, endProcesses });
   const sweep = (): Promise<void> => sweepTranscripts(claude, config.keepDays, log);
   const daily = setInterval(() => void sweep(), dayMs).unref();
 
@@ -164,10 +159,10 @@ export async function createApp(config: Config, { log: uncounted, terminal, onRe
     stop(graceMs) {
       isStopping = true;
       clearInterval(daily);
-      stopped ??= shutdown.drain(graceMs).finally(claude.close).then(lock.release);
+      stopped ??= drain({ pool, closeConnections, closing, endProcesses }, graceMs).finally(claude.close).then(lock.release);
       return stopped;
     },
-    quit: shutdown.quit,
+    quit: endProcesses,
   };
 }
 
@@ -180,12 +175,9 @@ function openGroups(log: Log): Cgroups | undefined {
 
 type Opening = Pick<Surroundings, 'log' | 'onRefusal'> & { readonly groups: Cgroups | undefined };
 
-interface Opened {
-  readonly claude: Claude;
-  readonly lock: Lock;
-}
-
-async function openStateFolder(config: Config & OperatorFiles, { log, onRefusal, groups }: Opening): Promise<Opened> {
+async function openStateFolder(
+  config: Config & OperatorFiles, { log, onRefusal, groups }: Opening,
+): Promise<{ readonly claude: Claude; readonly lock: Lock }> {
   let isOpen = false;
   const refuse = (error: StartError): void => {
     if (!isOpen) throw error;

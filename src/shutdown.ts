@@ -18,30 +18,15 @@ interface ShutdownParts {
   readonly endProcesses: () => Promise<unknown>;
 }
 
-/** The two ways to end a server; neither exits. */
-export interface Shutdown {
-  /** Lets running turns finish for `graceMs`, ends the rest, and resolves once no process and no connection is left. */
-  drain(graceMs: number): Promise<void>;
-  /** Resolves once every process is ended, a drain under way or not. */
-  quit(): Promise<void>;
-}
-
-/** The shutdown of one server; does nothing before it is asked. */
-export function createShutdown({ pool, closeConnections, closing, endProcesses }: ShutdownParts): Shutdown {
-  return {
-    async drain(graceMs) {
-      const endsAt = performance.now() + graceMs;
-      const timer = setTimeout(() => closing.abort(shuttingDown(stopped)), graceMs);
-      await pool.close();
-      clearTimeout(timer);
-      // The CLI may just be asked for its version.
-      await endProcesses();
-      await closeConnections(Math.max(answerGraceMs, endsAt - performance.now()));
-    },
-    async quit() {
-      await endProcesses();
-    },
-  };
+/** Ends a server as `Stoppable.stop` promises: first its turns, then its processes, then its connections. */
+export async function drain({ pool, closeConnections, closing, endProcesses }: ShutdownParts, graceMs: number): Promise<void> {
+  const endsAt = performance.now() + graceMs;
+  const timer = setTimeout(() => closing.abort(shuttingDown(stopped)), graceMs);
+  await pool.close();
+  clearTimeout(timer);
+  // The CLI may just be asked for its version.
+  await endProcesses();
+  await closeConnections(Math.max(answerGraceMs, endsAt - performance.now()));
 }
 
 const stopped = 'The server was stopped during this turn; the dialogue can go on when it is back.';
@@ -54,9 +39,12 @@ export interface Ending {
   byFailure(exitCode: number): void;
 }
 
-interface Stoppable {
+/** What can be ended. */
+export interface Stoppable {
+  /** Lets running turns finish for `graceMs`, ends the rest, and resolves once no process and no connection is left; once only. */
   stop(graceMs: number): Promise<void>;
-  quit(): Promise<void>;
+  /** Ends every process of this server at once, a stop under way or not; connections are left as they are. */
+  quit(): Promise<unknown>;
 }
 
 /** The end of the process that runs the app. `exit` is called when nothing is left: with 0, a failure's code, or 1 after a quit. */

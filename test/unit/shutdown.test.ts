@@ -2,26 +2,26 @@ import assert from 'node:assert/strict';
 import { setImmediate as turnOfTheLoop } from 'node:timers/promises';
 import { test } from 'node:test';
 import { Problem } from '../../src/problem.ts';
-import { createEnding, createShutdown } from '../../src/shutdown.ts';
+import { createEnding, drain } from '../../src/shutdown.ts';
 
-/** A shutdown, what it did in order, and the end of the turns it waits for. */
-function makeShutdown(): { shutdown: ReturnType<typeof createShutdown>; steps: string[]; closing: AbortController; endTurns: () => void } {
+/** What a drain ends, what it did in order, and the end of the turns it waits for. */
+function makeParts(): { parts: Parameters<typeof drain>[0]; steps: string[]; closing: AbortController; endTurns: () => void } {
   const steps: string[] = [];
   const closing = new AbortController();
   let endTurns = (): void => {};
   const turns = new Promise<void>((resolve) => (endTurns = resolve));
-  const shutdown = createShutdown({
+  const parts = {
     pool: { close: () => turns.then(() => void steps.push('pool closed')) },
     endProcesses: async () => void steps.push('processes ended'),
-    closeConnections: async (graceMs) => void steps.push(`connections closed within ${Math.ceil(graceMs / 1000)} s`),
+    closeConnections: async (graceMs: number) => void steps.push(`connections closed within ${Math.ceil(graceMs / 1000)} s`),
     closing,
-  });
-  return { shutdown, steps, closing, endTurns };
+  };
+  return { parts, steps, closing, endTurns };
 }
 
 test('a drain waits for the turns, and then ends the processes and last the connections', async () => {
-  const { shutdown, steps, closing, endTurns } = makeShutdown();
-  const drained = shutdown.drain(60_000);
+  const { parts, steps, closing, endTurns } = makeParts();
+  const drained = drain(parts, 60_000);
   assert.deepEqual(steps, []);
   endTurns();
   await drained;
@@ -30,22 +30,13 @@ test('a drain waits for the turns, and then ends the processes and last the conn
 });
 
 test('a drain interrupts the turns that take longer than they may, and answers have 2 s all the same', async () => {
-  const { shutdown, steps, closing, endTurns } = makeShutdown();
+  const { parts, steps, closing, endTurns } = makeParts();
   closing.signal.addEventListener('abort', endTurns);
-  await shutdown.drain(0);
+  await drain(parts, 0);
   const { reason } = closing.signal as { reason: unknown };
   assert.ok(reason instanceof Problem);
   assert.deepEqual([reason.code, reason.extras.retryAfterSeconds], ['shutting_down', 10]);
   assert.equal(steps.at(-1), 'connections closed within 2 s');
-});
-
-test('to quit is to end the processes and to wait for nothing else, also during a drain', async () => {
-  const { shutdown, steps, endTurns } = makeShutdown();
-  const drained = shutdown.drain(60_000);
-  await shutdown.quit();
-  assert.deepEqual(steps, ['processes ended']);
-  endTurns();
-  await drained;
 });
 
 /** The end of a process whose app is told to stop and quit, and how it exits. */
