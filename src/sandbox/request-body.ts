@@ -107,7 +107,7 @@ function ownProblem(object: Json, rules: BodyRules): string | undefined {
   // Tools may also be added in the midst of the messages.
   if (definition !== undefined) return toolProblem(definition, rules);
   // Tools that run at Anthropic carry a date in their type, and so do edits of the context, which are harmless.
-  const isDated = typeof type === 'string' && /_\d{8}$/.test(type);
+  const isDated = typeof type === 'string' && /_\d{8}/.test(type);
   return isDated && !/^(?:clear_thinking|clear_tool_uses|compact)_/.test(type) ? toolProblem(object, rules) : undefined;
 }
 
