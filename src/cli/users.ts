@@ -116,8 +116,7 @@ async function sweepTranscripts(folder: Folder, oldestMs: number): Promise<numbe
   for await (const name of folder.names()) {
     const [, id] = /^([0-9a-f-]{36})\.jsonl$/.exec(name.toString('latin1')) ?? [];
     if (id === undefined || !isOlder(folder, name, oldestMs)) continue;
-    await folder.remove(name);
-    await folder.remove(id);
+    await Promise.all([folder.remove(name), folder.remove(id)]);
     removed += 1;
   }
   return removed;

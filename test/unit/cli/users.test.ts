@@ -149,15 +149,18 @@ test('a session is whose transcript lies in the folder, and nobody else’s', as
   await users.prepare(1, 1);
   assert.equal(users.hasSession(1, id), false);
   writeTranscript(root, 1, id);
+  const open = readdirSync('/proc/self/fd').length;
   assert.deepEqual([users.hasSession(1, id), users.hasSession(2, id), users.hasSession(1, otherId)], [true, false, false]);
+  assert.equal(readdirSync('/proc/self/fd').length, open, 'nothing is left open');
+  assert.deepEqual([users.find(1), users.find(2)], [join(root, '1'), undefined]);
   await users.prepare(2, 1);
   assert.equal(users.hasSession(2, id), false);
 });
 
 test('what is no lower-case UUID is not looked for', async (t) => {
   const { users, root } = await makeUsers(t);
-  for (const wrong of [id.toUpperCase(), 'abc', `../work/${id}`, `${id}.jsonl`, `${id}\n`, '']) {
-    if (!wrong.includes('/')) writeTranscript(root, 1, wrong);
+  for (const wrong of [id.toUpperCase(), 'abc', id.slice(1), `../work/${id}`, `${id}.jsonl`, `${id}\n`, '']) {
+    writeTranscript(root, 1, wrong);
     assert.equal(users.hasSession(1, wrong), false, JSON.stringify(wrong));
   }
 });
@@ -215,10 +218,11 @@ test('the sweep removes old transcripts of all users with what belongs to them, 
   const folder = join(root, '1/home/projects/work');
   const outside = writeTranscript(root, 3, otherId, 1);
   symlinkSync(outside, join(folder, 'aaaaaaaa-0000-4000-8000-000000000000.jsonl'));
-  writeFileSync(join(folder, 'notes.txt'), '');
-  utimesSync(join(folder, 'notes.txt'), 0, 0);
+  const notes = [join(folder, 'notes.txt'), join(folder, `${id}-jsonl`)];
+  for (const path of notes) writeFileSync(path, '');
+  for (const path of notes) utimesSync(path, 0, 0);
   assert.equal(await users.sweep(30 * dayMs), 2);
-  assert.deepEqual([old, otherUsers, young, outside, join(folder, 'notes.txt')].map((path) => existsSync(path)), [false, false, true, true, true]);
+  assert.deepEqual([old, otherUsers, young, outside, ...notes].map((path) => existsSync(path)), [false, false, true, true, true, true]);
   assert.equal(existsSync(join(folder, id)), false);
 });
 

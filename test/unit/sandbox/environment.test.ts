@@ -3,15 +3,19 @@ import { test } from 'node:test';
 import { sandboxEnv } from '../../../src/sandbox/environment.ts';
 
 test('of the operator\'s variables only models, limits, switches and locale go inside; the others are named', () => {
-  const passed = {
-    LANG: 'de_DE.UTF-8', LC_TIME: 'C', TZ: 'Europe/Berlin', ANTHROPIC_MODEL: 'sonnet', ANTHROPIC_DEFAULT_HAIKU_MODEL: 'h', CLAUDE_CODE_SUBAGENT_MODEL: 's',
-    CLAUDE_CODE_MAX_OUTPUT_TOKENS: '1000', MAX_THINKING_TOKENS: '1', BASH_MAX_TIMEOUT_MS: '1', DISABLE_AUTOUPDATER: '1', CLAUDE_CODE_DISABLE_CRON: '1',
-    CLAUDE_CODE_EAGER_FLUSH: '1', CLAUDE_CODE_MAX_RETRIES: '2',
-  };
+  const names = `
+    LANG LANGUAGE LC_TIME TZ ANTHROPIC_MODEL ANTHROPIC_SMALL_FAST_MODEL ANTHROPIC_DEFAULT_HAIKU_MODEL CLAUDE_CODE_SUBAGENT_MODEL CLAUDE_CODE_EFFORT_LEVEL
+    MAX_THINKING_TOKENS MAX_MCP_OUTPUT_TOKENS CLAUDE_CODE_MAX_OUTPUT_TOKENS CLAUDE_CODE_FILE_READ_MAX_OUTPUT_TOKENS CLAUDE_CODE_MAX_RETRIES API_TIMEOUT_MS
+    MCP_TIMEOUT MCP_TOOL_TIMEOUT BASH_DEFAULT_TIMEOUT_MS BASH_MAX_TIMEOUT_MS BASH_MAX_OUTPUT_LENGTH DISABLE_AUTOUPDATER CLAUDE_CODE_DISABLE_CRON
+    CLAUDE_CODE_EAGER_FLUSH ENABLE_TOOL_SEARCH
+  `.trim().split(/\s+/);
+  const passed = Object.fromEntries(names.map((name) => [name, `of ${name}`]));
+  const resembling = Object.fromEntries(names.flatMap((name) => [[`X_${name}`, 's'], [`${name}_x`, 's']]));
   const kept = {
     ANTHROPIC_CUSTOM_HEADERS: 'x-secret: 1', AWS_SECRET_ACCESS_KEY: 's', CLAUDE_CODE_USE_BEDROCK: '1', CLAUDE_CODE_EXTRA_BODY: '{}', CLAUDE_CODE_SUBSCRIPTION_TYPE: 'pro',
     CLAUDE_SECURESTORAGE_CONFIG_DIR: '/s', GOOGLE_APPLICATION_CREDENTIALS: '/k', HTTPS_PROXY: 'http://user:pw@proxy', NODE_EXTRA_CA_CERTS: '/ca', https_proxy: 'x',
     OTEL_EXPORTER_OTLP_HEADERS: 'k', NODE_OPTIONS: '--require=/x', LD_PRELOAD: '/x', IS_SANDBOX: '1',
+    X_ANTHROPIC_API_KEY: 's', ANTHROPIC_API_KEY_X: 's', ...resembling,
   };
   const { env, leftOut } = sandboxEnv({ ...kept, ...passed }, {}, false);
   for (const [name, value] of Object.entries(passed)) assert.equal(env[name], value, name);
