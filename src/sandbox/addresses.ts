@@ -67,7 +67,7 @@ function blockLists(interfaces: ReturnType<typeof networkInterfaces>): Record<Fa
 
 /** The length of the network that goes with an address; undefined where the system tells none. */
 function prefixOf(cidr: string | null): number | undefined {
-  const prefix = /\/(\d+)$/.exec(cidr ?? '')?.[1];
+  const prefix = cidr?.split('/')[1];
   return prefix === undefined ? undefined : Number(prefix);
 }
 

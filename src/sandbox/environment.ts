@@ -14,7 +14,7 @@ const passedNames = new RegExp(
 );
 
 // The API proxy has what these say, and each is known to be the login: no news that it stays outside.
-const loginNames = /^(?:ANTHROPIC_API_KEY|ANTHROPIC_AUTH_TOKEN|ANTHROPIC_BASE_URL|CLAUDE_CODE_OAUTH_TOKEN)$/;
+const loginNames = /^(?:ANTHROPIC_API_KEY|ANTHROPIC_AUTH_TOKEN|CLAUDE_CODE_OAUTH_TOKEN)$/;
 
 /**
  * The environment inside, built of the operator's (`outer`): its listed names, fixed ones in the place of whatever

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { rightsInside, rightsOutside } from '../../../src/cli/rights.ts';
+import { hasTool, rightsInside, rightsOutside } from '../../../src/cli/rights.ts';
 
 const unset = { tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined };
 const fiveTools = 'Read,Write,Edit,Glob,Grep';
@@ -30,4 +30,9 @@ test('in the sandbox all is allowed unasked, and the operator may narrow it', ()
   assert.deepEqual(others, { allowedTools: '', permissionMode: 'bypassPermissions', settingSources: 'user' });
   const narrow = { tools: 'Read', allowedTools: '', permissionMode: 'dontAsk', settingSources: '' } as const;
   assert.deepEqual(rightsInside({ ...narrow, network: 'public' }), narrow);
+});
+
+test('a tool is had by its name, and by default', () => {
+  for (const tools of ['WebSearch', 'Read, WebSearch', 'default', 'Read, default']) assert.ok(hasTool(tools, 'WebSearch'), tools);
+  for (const tools of ['', 'Read', 'WebSearch2', 'Read,WebFetch']) assert.ok(!hasTool(tools, 'WebSearch'), tools);
 });

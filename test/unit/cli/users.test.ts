@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { openUsers, type Users } from '../../../src/cli/users.ts';
+import type { Problem } from '../../../src/problem.ts';
 import { needs } from '../../needs.ts';
 
 const id = 'f1b19141-9e1d-4e8d-a902-a05c85145ac0';
@@ -37,7 +38,7 @@ function writeTranscript(root: string, userId: number, sessionId: string, ageDay
   const folder = join(root, String(userId), 'home/projects/work');
   mkdirSync(folder, { recursive: true });
   const path = join(folder, `${sessionId}.jsonl`);
-  writeFileSync(path, '{}\n');
+  writeFileSync(path, 'x');
   const seconds = (Date.now() - ageDays * dayMs) / 1000;
   utimesSync(path, seconds, seconds);
   return path;
@@ -127,6 +128,13 @@ test('a folder that its user closed to everybody is no folder to work in', async
   }
 });
 
+test('a folder that cannot be made is told by its own cause', async (t) => {
+  if (ranAsOrdinaryUser('a folder that cannot be made is told by its own cause')) return;
+  const { users, root } = await makeUsers(t);
+  chmodSync(root, 0o500);
+  await assert.rejects(users.prepare(7, 1), (error: Problem) => /\(EACCES\)/.test(String(error.extras.cause)));
+});
+
 test('a link in the place of all that is of a user is no folder to work in', async (t) => {
   const { users, root } = await makeUsers(t);
   await users.prepare(8, 1);
@@ -212,6 +220,7 @@ test('a transcript that its user keeps to themselves by a lease is no session me
 test('the sweep removes old transcripts of all users with what belongs to them, and nothing else', async (t) => {
   const { users, root } = await makeUsers(t);
   const old = writeTranscript(root, 1, id, 31);
+  writeTranscript(root, 1, 'bbbbbbbb-0000-4000-8000-000000000000', 31);
   mkdirSync(join(old, '../', id, 'subagents'), { recursive: true });
   const young = writeTranscript(root, 1, otherId, 29);
   const otherUsers = writeTranscript(root, 22, id, 400);
@@ -221,7 +230,7 @@ test('the sweep removes old transcripts of all users with what belongs to them, 
   const notes = [join(folder, 'notes.txt'), join(folder, `${id}-jsonl`)];
   for (const path of notes) writeFileSync(path, '');
   for (const path of notes) utimesSync(path, 0, 0);
-  assert.equal(await users.sweep(30 * dayMs), 2);
+  assert.equal(await users.sweep(30 * dayMs), 3);
   assert.deepEqual([old, otherUsers, young, outside, ...notes].map((path) => existsSync(path)), [false, false, true, true, true, true]);
   assert.equal(existsSync(join(folder, id)), false);
 });

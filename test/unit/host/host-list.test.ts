@@ -22,7 +22,11 @@ test('public has every host, none has no host', () => {
 for (const text of [
   '*', '*.', 'localhost', 'com', '*.*.com', 'a*.com', '*com', 'github.com,', ',', 'github.com public', 'public,github.com', 'none,github.com', 'https://github.com', 'github.com:443',
   'github.com/x', '-a.com', 'a-.com', 'a..com', '.com', '127.0.0.1', '10.1', '8.8.8.8', '1.2.3', '0x7f.0x1', '[::1]', '::1', 'bücher.example', 'a.com;b.com', `${'a'.repeat(64)}.com`,
-  `${'a.'.repeat(126)}com`, '*.127.0.0.1',
+  `${'a.'.repeat(125)}coma`, '*.127.0.0.1', '*x.com', 'a.12', 'a.0x', 'a.0xff', 'a.0XFF',
 ]) {
   test(`no list of hosts: ${text.slice(0, 30)}`, () => assert.equal(parseHostList(text), undefined));
+}
+
+for (const text of [`${'a.'.repeat(125)}com`, '1.example', 'a.1.example', 'a.1b', 'a.b1', 'a.0xg', '0x1.com']) {
+  test(`a list of hosts: ${text.slice(0, 30)}`, () => assert.deepEqual(parseHostList(text), [text]));
 }

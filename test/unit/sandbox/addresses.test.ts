@@ -78,7 +78,7 @@ function oldSpellings(address: string): string[] {
 
 test('what is no address as it is written down today is none', () => {
   for (const text of [...within, ...wellKnown].flatMap(oldSpellings)) assert.equal(isPublic(text), false, text);
-  for (const text of ['', 'localhost', 'example.com', '::1%lo', 'fe80::1%eth0', '2606:2800::1%eth0', '[::1]', '[2606:2800::1]', '1:2:3', '2606:2800::1::', '2606:2800:1:2:3:4:5:6:7', 'ff02::1']) assert.equal(isPublic(text), false, text);
+  for (const text of ['', 'localhost', 'example.com', '::1%lo', 'fe80::1%eth0', '2606:2800::1%eth0', '[::1]', '[2606:2800::1]', '1:2:3', '2606:2800::1::', '2606:2800:1:2:3:4:5:6:7', 'ff02::1', '5fff::1', '6000::1', '9000::1', 'b000::1']) assert.equal(isPublic(text), false, text);
 });
 
 test('public addresses are', () => {
@@ -93,11 +93,12 @@ test('the machine\'s own addresses are refused, with the networks they are in, a
   const check = createAddressCheck(() => own);
   for (const address of ['5.9.10.11', '5.9.10.1', '5.9.10.63', '2a01:4f8:1:2::1', '2A01:4F8:1:2:0:0:0:1', '2a01:4f8:1:2:ffff::']) assert.equal(check.isPublic(address), false, address);
   for (const address of ['5.9.10.64', '5.9.9.255', '2a01:4f8:1:3::1']) assert.equal(check.isPublic(address), true, address);
-  own = { eth0: [{ ...one, family: 'IPv4', address: '5.9.20.1', cidr: null }], eth1: undefined };
+  own = { eth0: [{ ...one, family: 'IPv4', address: '5.9.20.1', cidr: null }, { ...one, family: 'IPv6', address: '2a01:4f8:1:9::1', cidr: null, scopeid: 0 }], eth1: undefined };
   nowMs += 59_000;
   assert.equal(check.isPublic('5.9.20.1'), true, 'not yet');
   nowMs += 1_000;
   assert.deepEqual(['5.9.20.1', '5.9.20.2', '5.9.10.11'].map(check.isPublic), [false, true, true]);
+  assert.deepEqual(['2a01:4f8:1:9::1', '2a01:4f8:1:9::', '2a01:4f8:1:9::2'].map(check.isPublic), [false, true, true]);
 });
 
 test('a machine that does not tell its addresses lets nothing through', () => {
