@@ -27,7 +27,7 @@ const placeholder = 'placeholder';
  */
 export function createCredentials(env: Readonly<Record<string, string>>, file: LoginFile): Credentials {
   const name = keyVariables.find((variable) => env[variable]);
-  const secret = name === undefined ? '' : (env[name] ?? '').trim();
+  const secret = (env[name ?? ''] ?? '').trim();
   if (name === 'ANTHROPIC_API_KEY') return fixed({ headers: { 'x-api-key': secret } }, tokenInside);
   if (name === 'ANTHROPIC_AUTH_TOKEN') return fixed(bearer(secret), tokenInside);
   const setupTokenInside = oauthInside(env['CLAUDE_CODE_SUBSCRIPTION_TYPE']);

@@ -104,8 +104,9 @@ export function seccompFilter(arch: string): Buffer | undefined {
     [0x15, 1, 0, auditArch],
     killProcess,
     load(offsetOfNumber),
-    // x32 has the same calls once more, from this number on.
-    ...(arch === 'x64' ? [skipUnlessAtLeast(0x40000000, 1), fail(errnoEnosys)] : []),
+    // x32 has the same calls of x64 once more, from this number on; arm64 has none there.
+    skipUnlessAtLeast(0x40000000, 1),
+    fail(errnoEnosys),
     skipUnlessEqual(clone3[column], 1),
     fail(errnoEnosys),
     ...Object.values(refusedCalls).flatMap((call) => [skipUnlessEqual(call[column], 1), fail(errnoEperm)]),

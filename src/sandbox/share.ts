@@ -41,12 +41,8 @@ export function createShare(total: number): Share {
           reject(signal.reason);
           serve();
         };
-        const grant = (): void => {
-          signal.removeEventListener('abort', onAbort);
-          resolve(takeNow(amount));
-        };
-        const waiter = { amount, grant };
-        signal.addEventListener('abort', onAbort, { once: true });
+        const waiter = { amount, grant: () => resolve(takeNow(amount)) };
+        signal.addEventListener('abort', onAbort);
         waiting.add(waiter);
         serve();
       }),

@@ -110,7 +110,7 @@ function lineSplitter(takeLine: (line: string) => void): (chunk: Buffer) => void
       takeLine(Buffer.concat(pieces).toString());
       [pieces, heldBytes, start] = [[], 0, end + 1];
     }
-    if (start < chunk.length) hold(chunk.subarray(start));
+    hold(chunk.subarray(start));
   };
 }
 

@@ -67,6 +67,7 @@ test('each kind of login sends its own headers, whatever the client sends, and i
     [{ ANTHROPIC_API_KEY: 'a-key' }, { 'x-api-key': 'a-key' }, key],
     [{ ANTHROPIC_AUTH_TOKEN: 'a-token' }, { authorization: 'Bearer a-token' }, key],
     [{ CLAUDE_CODE_OAUTH_TOKEN: 'a-setup-token' }, { authorization: 'Bearer a-setup-token', 'anthropic-beta': 'oauth-2025-04-20' }, oauth],
+    [{ CLAUDE_CODE_OAUTH_TOKEN: ' a-setup-token\n', CLAUDE_CODE_SUBSCRIPTION_TYPE: 'pro' }, { authorization: 'Bearer a-setup-token', 'anthropic-beta': 'oauth-2025-04-20' }, { ...oauth, CLAUDE_CODE_SUBSCRIPTION_TYPE: 'pro' }],
     [{}, { authorization: 'Bearer file-token', 'anthropic-beta': 'oauth-2025-04-20' }, { ...oauth, CLAUDE_CODE_SUBSCRIPTION_TYPE: 'pro' }],
     // The CLI's own order.
     [{ ANTHROPIC_API_KEY: 'a-key', ANTHROPIC_AUTH_TOKEN: 'a-token' }, { 'x-api-key': 'a-key' }, key],

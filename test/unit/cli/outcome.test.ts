@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { problemOf, sessionNotFound, withApiReport, type ApiTrouble } from '../../../src/cli/outcome.ts';
+import {
+  claudeRateLimited, problemOf, problemOfEnd, sandboxUnavailable, sessionNotFound, tooManyRefusals, withApiReport, type ApiTrouble,
+} from '../../../src/cli/outcome.ts';
 import { howToLogIn } from '../../../src/host/login.ts';
 import type { TurnEnd } from '../../../src/cli/dialogue.ts';
 import { Problem, type ProblemCode } from '../../../src/problem.ts';
@@ -59,6 +61,7 @@ const rows: readonly Row[] = [
   ...[500, 502, 503, 504].map((status): Row => [`${status} after retries`, refused(`API Error: ${status} {}`, status), { ...serverError, lastRetry: { status, delayMs: 1000 } }, 'claude_api_error', new RegExp(`^API Error: ${status}`)]),
   ['529 after retries', refused('API Error: Repeated 529 Overloaded errors'), { ...serverError, lastRetry: { status: 529, delayMs: 1000 } }, 'claude_overloaded', /overloaded/],
   ['529 told by its words alone', refused('API Error: Repeated 529 Overloaded errors'), serverError, 'claude_overloaded', /overloaded/],
+  ['an overload told without its number', refused('API Error: Overloaded'), serverError, 'claude_overloaded', /overloaded/],
   ['529 told by its retries alone', refused('API Error'), { ...serverError, lastRetry: { status: 529, delayMs: 1000 } }, 'claude_overloaded', /overloaded/],
   ['529 without retries', refused('API Error: 529 {}', 529), serverError, 'claude_overloaded', /overloaded/],
   ['a refused connection', refused('API Error: Unable to connect to API (ConnectionRefused)'), { ...serverError, lastRetry: { status: undefined, delayMs: 1 } }, 'claude_api_error', /Unable to connect/],
@@ -90,6 +93,8 @@ test('problemOf: a limit says when to come back, from its end or from the wait t
   assert.equal(limit({ resetsAtSeconds: nowSeconds - 5 }), 1);
   assert.equal(limit({ lastRetry: { status: 429, delayMs: 1500 } }), 2);
   assert.equal(limit({ lastRetry: { status: 429, delayMs: 0 } }), 1);
+  assert.equal(limit({ lastRetry: { status: 429, delayMs: 2_000_000 } }), 2000);
+  assert.deepEqual([1500, 2_000_000].map((delayMs) => claudeRateLimited(delayMs).extras.retryAfterSeconds), [2, 2000]);
   assert.equal(limit({ resetsAtSeconds: nowSeconds + 60, lastRetry: { status: 429, delayMs: 1500 } }), 60);
   assert.equal(limit({}), undefined);
   assert.ok((problemOf(refused('x', 529), {}, nowSeconds)?.extras.retryAfterSeconds ?? 0) > 0);
@@ -115,6 +120,8 @@ const apiRows: readonly ApiRow[] = [
   ['claude_api_error', failed(200, 'overloaded_error', 5), 'claude_overloaded', 5],
   ['claude_api_error', failed(500, 'api_error'), 'claude_api_error', 3],
   ['claude_api_error', undefined, 'claude_api_error', 3],
+  ['claude_overloaded', failed(401), 'claude_not_authenticated'],
+  ['claude_not_authenticated', failed(529), 'claude_overloaded', 30],
   // What the CLI says of itself stays: an earlier failure of the API is not its cause.
   ['max_turns_reached', failed(529), 'max_turns_reached', 3],
   ['claude_failed', failed(401), 'claude_failed', 3],
@@ -132,4 +139,22 @@ test('what the API proxy saw of a failure is truer than what the CLI makes of it
   assert.equal('problem' in spent.outcome && spent.outcome.problem.code, 'rate_limited');
   const answer: TurnEnd = { wasHeard: true, costUsd: 0, outcome: { content: 'hello' } };
   assert.deepEqual(withApiReport(answer, { ...usual, lastFailure: failed(529) }), answer, 'the CLI got over it');
+});
+
+test('a turn without a result line is told by how its process ended', () => {
+  const told = (exit: Parameters<typeof problemOfEnd>[0], hasBegun = true): string => {
+    const { code, message } = problemOfEnd(exit, hasBegun);
+    return `${code}: ${message}`;
+  };
+  assert.match(told(undefined), /^claude_failed: .*not its protocol/);
+  assert.match(told({ code: 3, signal: null }), /^claude_failed: .* ended with exit code 3 /);
+  assert.match(told({ code: null, signal: 'SIGKILL' }), /^claude_failed: .* was ended by SIGKILL /);
+  for (const code of [126, 127]) assert.match(told({ code, signal: null }, false), /^claude_not_found: /);
+  for (const code of [1, 125, 128]) assert.match(told({ code, signal: null }, false), /^claude_failed: /);
+  assert.match(told({ code: 127, signal: null }), /^claude_failed: /);
+  for (const spawnError of ['ENOENT', 'EACCES', 'ENOEXEC', 'ENOTDIR', 'EPERM', 'ELOOP', 'ETXTBSY']) {
+    assert.match(told({ code: null, signal: null, spawnError }, false), /^claude_not_found: /);
+  }
+  for (const hasBegun of [true, false]) assert.match(told({ code: null, signal: null, spawnError: 'EAGAIN' }, hasBegun), /^busy: /);
+  assert.deepEqual([sandboxUnavailable().code, sandboxUnavailable().extras.retryAfterSeconds, tooManyRefusals().code], ['sandbox_unavailable', 10, 'claude_failed']);
 });

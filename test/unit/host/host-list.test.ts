@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { hasHost, parseHostList } from '../../../src/host/host-list.ts';
+import { hasHost, isHostName, parseHostList } from '../../../src/host/host-list.ts';
 
 test('a list of hosts has those hosts, and by *. all that are below one but not itself', () => {
   const list = parseHostList('github.com, *.npmjs.org,*.Example.COM') ?? [];
@@ -10,6 +10,10 @@ test('a list of hosts has those hosts, and by *. all that are below one but not 
     ['', false], ['.', false], ['*.npmjs.org', true], ['com', false], ['140.82.121.3', false], ['public', false], ['none', false],
   ];
   for (const [host, isIn] of cases) assert.equal(hasHost(list, host), isIn, host);
+});
+
+test('a host whose last label is a number is none, in capitals either', () => {
+  for (const name of ['a.12', 'a.0xff', 'a.0XFF']) assert.ok(!isHostName(name), name);
 });
 
 test('public has every host, none has no host', () => {
@@ -22,7 +26,7 @@ test('public has every host, none has no host', () => {
 for (const text of [
   '*', '*.', 'localhost', 'com', '*.*.com', 'a*.com', '*com', 'github.com,', ',', 'github.com public', 'public,github.com', 'none,github.com', 'https://github.com', 'github.com:443',
   'github.com/x', '-a.com', 'a-.com', 'a..com', '.com', '127.0.0.1', '10.1', '8.8.8.8', '1.2.3', '0x7f.0x1', '[::1]', '::1', 'bücher.example', 'a.com;b.com', `${'a'.repeat(64)}.com`,
-  `${'a.'.repeat(125)}coma`, '*.127.0.0.1', '*x.com', 'a.12', 'a.0x', 'a.0xff', 'a.0XFF',
+  `${'a.'.repeat(125)}coma`, '*.127.0.0.1', '*xy.com', 'a.12', 'a.0x', 'a.0xff', 'a.0XFF',
 ]) {
   test(`no list of hosts: ${text.slice(0, 30)}`, () => assert.equal(parseHostList(text), undefined));
 }

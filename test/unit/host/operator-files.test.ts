@@ -26,7 +26,7 @@ test('without the settings there is nothing', async () => {
 });
 
 test('the words are the text of their file, the servers what their file says', async (t) => {
-  const servers = { 'a_B-1': { command: '/usr/bin/x', args: ['-e', '"'], env: {} }, remote: { type: 'http', url: 'https://mcp.example/mcp', headers: {} } };
+  const servers = { 'a_B-1': { command: '/usr/bin/x', args: ['-e', '"'], env: {} }, remote: { type: 'http', url: 'https://mcp.example/@me?to=a@b', headers: {} }, ['x'.repeat(64)]: { command: 'x' } };
   const paths = { systemPromptFile: await file(t, '\uFEFF\nBe kind.\n\nSay "żółć".\n\n'), mcpConfigFile: await file(t, JSON.stringify({ mcpServers: servers })) };
   assert.deepEqual(await readOperatorFiles({ ...unset, ...paths }), { systemPrompt: 'Be kind.\n\nSay "żółć".', mcpServers: servers });
 });
@@ -53,7 +53,7 @@ for (const text of ['', 'null', '[]', '{}', '{"mcpServers": []}', '{"mcpServers"
 test('a server without a command and a url, and a name that the CLI would change, are refused', async (t) => {
   for (const [servers, expected] of [
     [{ a: {} }, /a command or a url/], [{ a: null }, /a command or a url/], [{ a: { command: 1 } }, /a command or a url/], [{ a: 'x' }, /a command or a url/],
-    [{ 'a b': { command: 'x' } }, /names of servers/], [{ 'a,Bash': { command: 'x' } }, /names of servers/], [{ '': { command: 'x' } }, /names of servers/],
+    [{ 'a b': { command: 'x' } }, /names of servers/], [{ 'a,Bash': { command: 'x' } }, /names of servers/], [{ '': { command: 'x' } }, /names of servers/], [{ ['x'.repeat(65)]: { command: 'x' } }, /names of servers/],
   ] as const) assert.match((await problemsOf({ mcpConfigFile: await file(t, JSON.stringify({ mcpServers: servers })) })).join(), expected);
 });
 

@@ -18,7 +18,7 @@ const faultsOf = (value: unknown) => {
 test('files are decoded, an empty one too, and none are none', () => {
   assert.deepEqual(filesOf(undefined), []);
   assert.deepEqual(filesOf([]), []);
-  assert.deepEqual(filesOf([{ name: 'a', data }, { name: 'b', data: '' }, { name: 'c', data: 'QQ==' }, { name: 'd', data: 'QUI=' }]), [['a', 'ABC'], ['b', ''], ['c', 'A'], ['d', 'AB']]);
+  assert.deepEqual(filesOf([{ name: 'a', data }, { name: 'b', data: '' }, { name: 'c', data: 'QQ==' }, { name: 'd', data: 'QUI=' }, { name: 'e', data: 'ab+/' }]), [['a', 'ABC'], ['b', ''], ['c', 'A'], ['d', 'AB'], ['e', Buffer.from('ab+/', 'base64').toString()]]);
 });
 
 test('a name that macOS has taken apart is put together', () => {
@@ -35,6 +35,7 @@ const wrong: ReadonlyArray<readonly [what: string, value: unknown, fields: reado
   ['no name', [{ data }], ['files[0].name']],
   ['a path', [{ name: 'a', data }, { name: '../b', data }], ['files[1].name']],
   ['an unknown member', [{ name: 'a', data, type: 'image/png' }], ['files[0].type']],
+  ['more than three unknown members', [{ name: 'a', data, b: 1, c: 1, ['x'.repeat(200)]: 1, d: 1 }], ['files[0].b', 'files[0].c', `files[0].${'x'.repeat(100)}`]],
   ['the same name twice', [{ name: 'a', data }, { name: 'a', data }], ['files']],
   ['the same name twice, written in two ways', [{ name: 'e\u0301', data }, { name: '\u00e9', data }], ['files']],
   ['21 files', Array.from({ length: 21 }, (_, i) => ({ name: `${i}`, data })), ['files']],

@@ -34,5 +34,13 @@ test('who gives up while waiting takes nothing and holds nobody up', async () =>
   (await third)();
   (await share.take(2, never))();
   await assert.rejects(share.take(1, stop.signal), /enough/);
+  const half = await share.take(1, never);
+  const later = new AbortController();
+  const whole = share.take(2, later.signal);
+  const other = share.take(1, never);
+  later.abort(new Error('enough'));
+  await assert.rejects(whole, /enough/);
+  (await other)();
+  half();
   await share.take(2, never);
 });

@@ -64,8 +64,26 @@ test('of a stream that is left early the pieces of text are counted as four lett
   const piece = (text: string): string => `data: ${JSON.stringify({ type: 'content_block_delta', index: 0, delta: { type: 'text_delta', text } })}\n\n`;
   const short = read('text/event-stream', events[0] ?? '', ...Array<string>(50).fill(piece('ab'))).tokens;
   assert.equal(short.output, 51);
-  const long = read('text/event-stream', events[0] ?? '', piece('x'.repeat(4000))).tokens;
-  assert.ok(long.output > 950 && long.output < 1050, String(long.output));
+  const long = read('text/event-stream', events[0] ?? '', piece('x'.repeat(4001))).tokens;
+  assert.equal(long.output, 1 + 1000, 'one letter more than whole tokens is one more');
+  const error = 'data: {"type":"error","error":{"type":"overloaded_error"}}\n\n';
+  assert.equal(read('text/event-stream', events[0] ?? '', piece('x'.repeat(4001)), error).tokens.output, long.output);
+});
+
+test('what is held has 8 MiB at most, in a line of a stream and in an answer in JSON', () => {
+  const frame = JSON.stringify({ type: 'message_delta', pad: '', usage: { output_tokens: 7 } });
+  for (const [type, begin] of [['text/event-stream', 'data: '], ['application/json', '']] as const) {
+    for (const [over, output] of [[0, 7], [1, 0]] as const) {
+      const pad = 'x'.repeat(8 * 1024 * 1024 + over - begin.length - frame.length);
+      const whole = `${begin}${frame.replace('"pad":""', `"pad":"${pad}"`)}\n`;
+      assert.equal(read(type, ...(whole.match(/[^]{1,1000000}/g) ?? []).map((piece) => (type === 'application/json' ? piece.trimEnd() : piece))).tokens.output, output, `${type} ${over}`);
+    }
+  }
+});
+
+test('only a stream of events is read as one, in whatever letters it is written', () => {
+  const stream = events.join('');
+  assert.deepEqual([read('Text/Event-Stream', stream).isWhole, read('x-text/event-stream', stream).isWhole], [true, false]);
 });
 
 test('a line longer than is ever held is left out, and the next one is read', () => {
@@ -76,6 +94,11 @@ test('a line longer than is ever held is left out, and the next one is read', ()
   assert.deepEqual(meter.reading().tokens, tokens);
 });
 
+test('a count that is told to be nothing is nothing', () => {
+  const delta = `data: ${JSON.stringify({ type: 'message_delta', usage: { input_tokens: 0, output_tokens: 0 } })}\n\n`;
+  assert.deepEqual(read('text/event-stream', ...events.slice(0, 3), delta).tokens, { ...tokens, input: 0, output: 0 });
+});
+
 test('tokens add up by kind', () => {
-  assert.deepEqual(addTokens(tokens, addTokens(noTokens, tokens)), { input: 2000, output: 200, cacheWrite: 40, cacheRead: 6 });
+  assert.deepEqual(addTokens(tokens, addTokens(tokens, noTokens)), { input: 2000, output: 200, cacheWrite: 40, cacheRead: 6 });
 });
