@@ -65,7 +65,6 @@ export class Boxes {
   async #fill(files: readonly TurnFile[]): Promise<void> {
     // The outbox as well, at the last moment: what a program left behind put there meanwhile is not this turn's.
     await this.#empty();
-    if (files.length === 0) return;
     const inbox = Folder.open(this.inbox);
     try {
       for (const { name, bytes } of files) await inbox.write(name, bytes);

@@ -7,6 +7,7 @@ import { test, type TestContext } from 'node:test';
 import { Boxes, type Given } from '../../../src/cli/boxes.ts';
 import type { TurnEnd } from '../../../src/cli/dialogue.ts';
 import { Problem } from '../../../src/problem.ts';
+import { until } from '../../running-server.ts';
 
 const mib = 1024 * 1024;
 const never = new AbortController().signal;
@@ -36,6 +37,7 @@ test('files lie in the inbox during their turn alone', async (t) => {
     assert.deepEqual(readdirSync(boxes.inbox).sort(), ['-rf', 'отчёт.txt']);
     assert.equal(readFileSync(join(boxes.inbox, 'отчёт.txt'), 'utf8'), 'text');
   }, files);
+  await until('an inbox that is empty again', () => readdirSync(boxes.inbox).length === 0 || undefined);
   await givenBy(boxes, () => assert.deepEqual(readdirSync(boxes.inbox), []));
 });
 
@@ -87,10 +89,10 @@ test('only plain files are given, and nothing is followed or waited for', { time
 test('names that no answer can carry are told in other letters, and never twice', async (t) => {
   const boxes = makeBoxes(t);
   const { files, omitted } = await givenBy(boxes, () => {
-    for (const name of ['a\nb', 'e\u0301', '\u00e9', 'x'.repeat(201)]) writeFileSync(join(boxes.outbox, name), 'x');
+    for (const name of ['a\n\x9bb', 'e\u0301', '\u00e9', 'x'.repeat(201)]) writeFileSync(join(boxes.outbox, name), 'x');
     writeFileSync(Buffer.concat([Buffer.from(`${boxes.outbox}/`), Buffer.from([0x66, 0xff])]), 'x');
   });
-  assert.deepEqual(files.map(({ name }) => name), ['a\ufffdb', '\u00e9', 'f\ufffd']);
+  assert.deepEqual(files.map(({ name }) => name), ['a\ufffd\ufffdb', '\u00e9', 'f\ufffd']);
   assert.deepEqual(omitted, ['x'.repeat(201), '\u00e9']);
 });
 
@@ -117,7 +119,20 @@ test('without an inbox there is no turn', async (t) => {
   const boxes = makeBoxes(t);
   rmSync(boxes.inbox, { recursive: true });
   const end = await boxes.around([{ name: 'a', bytes: Buffer.from('a') }], never, () => assert.fail('it was begun'));
-  assert.deepEqual('problem' in end.outcome && [end.wasHeard, end.outcome.problem.code], [false, 'storage_unavailable']);
+  assert.deepEqual('problem' in end.outcome && [end.wasHeard, end.costUsd, end.outcome.problem.code], [false, 0, 'storage_unavailable']);
+});
+
+test('a turn that is given up before its files are in the inbox is not begun, and says why', async (t) => {
+  const files = [{ name: 'a', bytes: Buffer.from('a') }];
+  for (const isLate of [false, true]) {
+    const given = new AbortController();
+    const giveUp = (): void => given.abort(new Problem('claude_timeout', 'It took too long.'));
+    if (!isLate) giveUp();
+    const ending = makeBoxes(t).around(files, given.signal, () => assert.fail('it was begun'));
+    giveUp();
+    const { outcome } = await ending;
+    assert.equal('problem' in outcome && outcome.problem.code, 'claude_timeout');
+  }
 });
 
 test('an outbox that its user closed is read and removed all the same', async (t) => {

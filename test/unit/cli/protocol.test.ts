@@ -111,6 +111,13 @@ test('parseLine: members of an unexpected type break nothing', () => {
   }
 });
 
+test('parseLine: what is no text is no answer, no error and no session', () => {
+  for (const odd of [null, 5, [], {}, true]) {
+    const [result] = parseLine(JSON.stringify({ type: 'result', subtype: odd, result: odd, session_id: odd, errors: [odd], terminal_reason: odd, api_error_status: '5' }));
+    assert.deepEqual(result, { type: 'result', subtype: '', isError: true, text: undefined, errors: [], apiStatus: undefined, terminalReason: undefined, sessionId: '', costUsd: 0 });
+  }
+});
+
 test('parseLine: a result that does not say is_error:false is an error', () => {
   const [result] = parseLine('{"type":"result","subtype":"success","result":"x"}');
   assert.ok(result?.type === 'result' && result.isError);
