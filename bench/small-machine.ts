@@ -1,28 +1,24 @@
 // The real CLI on machines with little memory: a control group with a limit, made here where that is allowed.
-import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
-import { chmod, mkdir, mkdtemp, readFile, rm, rmdir, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { errorCode } from '../src/problem.ts';
+import { MemoryGroup } from '../test/memory-group.ts';
 import { asUserScript, chownAll } from '../test/sandboxed.ts';
 import { median, ms, row, timed } from './rows.ts';
 import { chat, ServerProcess } from './served.ts';
 
 const mib = 1024 * 1024;
-const names = { v1: { folder: '/sys/fs/cgroup/memory', limit: 'memory.limit_in_bytes', swap: 'memory.memsw.limit_in_bytes', events: 'memory.oom_control' },
-  v2: { folder: '/sys/fs/cgroup', limit: 'memory.max', swap: 'memory.swap.max', events: 'memory.events' } };
-const version = existsSync(names.v1.folder) ? 'v1' : 'v2';
 
 /** A server in a control group of its own, with copies of its programs: their pages count, as on a machine of its own. */
 class SmallMachine {
-  readonly #group: string;
+  readonly #group: MemoryGroup;
   readonly #folder: string;
   readonly server: ServerProcess;
 
-  private constructor(group: string, folder: string, server: ServerProcess) {
+  private constructor(group: MemoryGroup, folder: string, server: ServerProcess) {
     this.#group = group;
     this.#folder = folder;
     this.server = server;
@@ -30,60 +26,35 @@ class SmallMachine {
 
   /** With as much of its memory as install.sh gives the service. Throws the kernel's reason where no group can be made. */
   static async start(machineMib: number, sandbox: 'off' | 'required', base: Readonly<Record<string, string>>): Promise<SmallMachine> {
-    const { folder: top, limit, swap } = names[version];
-    const limitMib = Math.floor(0.85 * machineMib);
-    const group = join(top, `claude-api-bench-${process.pid}`);
-    await mkdir(group);
-    await writeFile(join(group, limit), String(limitMib * mib));
-    if (existsSync(join(group, swap))) await writeFile(join(group, swap), String(version === 'v1' ? limitMib * mib : 0));
+    const group = await MemoryGroup.make(`claude-api-bench-${process.pid}`, Math.floor(0.85 * machineMib));
     const folder = await mkdtemp(join(tmpdir(), 'claude-api-small-'));
     await chmod(folder, 0o755);
     const [node, claude, home] = [join(folder, 'node'), join(folder, 'claude'), join(folder, 'home')];
     await mkdir(home);
     await chownAll(home);
-    await once(spawnIn(group, ['cp', process.execPath, node]), 'exit');
-    await once(spawnIn(group, ['cp', base['CLAUDE_BINARY_PATH'] ?? '', claude]), 'exit');
+    await once(group.spawn('cp', process.execPath, node), 'exit');
+    await once(group.spawn('cp', base['CLAUDE_BINARY_PATH'] ?? '', claude), 'exit');
     const env = { ...base, HOME: home, CLAUDE_BINARY_PATH: claude, CLAUDE_SANDBOX: sandbox, CLAUDE_STATE_DIR: join(home, 'state') };
-    const server = new ServerProcess(env, home, [...intoGroup(group), asUserScript, node]);
+    const server = new ServerProcess(env, home, [...group.into, asUserScript, node]);
     await server.ready();
     return new SmallMachine(group, folder, server);
   }
 
-  /** Takes so much memory, step by step, holds it for two seconds, and gives it back. */
+  /** Takes so much memory, holds it for two seconds, and gives it back. */
   async hog(takenMib: number): Promise<void> {
-    await once(spawnIn(this.#group, [process.execPath, '--eval', hogScript, String(takenMib)]), 'exit');
+    await once(this.#group.hog(takenMib, takenMib / 100), 'exit');
   }
 
-  /** Processes that the kernel ended for want of memory. */
-  async killed(): Promise<number> {
-    return Number(/^oom_kill (\d+)/m.exec(await readFile(join(this.#group, names[version].events), 'latin1'))?.[1]);
+  killed(): Promise<number> {
+    return this.#group.killed();
   }
 
   async end(): Promise<void> {
     await this.server.end();
-    await rmdir(this.#group);
+    await this.#group.remove();
     await rm(this.#folder, { recursive: true });
   }
 }
-
-/** What runs the command that follows in a group. */
-function intoGroup(group: string): readonly string[] {
-  return ['sh', '-c', 'echo $$ >"$0" && exec "$@"', join(group, 'cgroup.procs')];
-}
-
-function spawnIn(group: string, command: readonly string[]): ChildProcess {
-  const [program = '', ...args] = [...intoGroup(group), ...command];
-  return spawn(program, args, { stdio: ['ignore', 'ignore', 'inherit'] });
-}
-
-const hogScript = `
-const parts = [];
-const timer = setInterval(() => {
-  parts.push(Buffer.alloc(5 << 20, 1));
-  if (parts.length * 5 < Number(process.argv[1])) return;
-  clearInterval(timer);
-  setTimeout(() => process.exit(0), 2000);
-}, 50);`;
 
 /** Measures machines of several sizes, each without and with the sandbox. */
 export async function smallMachines(base: Readonly<Record<string, string>>): Promise<void> {

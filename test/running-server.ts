@@ -13,6 +13,7 @@ import { assertDescribed } from './openapi.ts';
 export const fakeClaude = fileURLToPath(new URL('bin/claude', import.meta.url));
 
 export const mainFile = fileURLToPath(new URL('../src/main.ts', import.meta.url));
+const fromSource = [process.execPath, '--import', import.meta.resolve('tsx'), mainFile];
 export const apiKey = 'b7e1c5d09f2a46388d4c1e6f7a9b0c2d';
 
 export type Reply = { status: number; headers: Headers; body: Record<string, unknown> };
@@ -28,10 +29,10 @@ export class RunningServer {
   readonly home: string;
   port = 0;
 
-  /** `wrapper` is a command that executes what follows it, such as setpriv with its options. */
-  constructor(home: string, env: Readonly<Record<string, string | undefined>>, wrapper: readonly string[] = []) {
+  /** `wrapper` is a command that executes what follows it, such as setpriv with its options; `program` is what runs the server. */
+  constructor(home: string, env: Readonly<Record<string, string | undefined>>, wrapper: readonly string[] = [], program: readonly string[] = fromSource) {
     this.home = home;
-    const [command = '', ...args] = [...wrapper, process.execPath, '--import', import.meta.resolve('tsx'), mainFile];
+    const [command = '', ...args] = [...wrapper, ...program];
     this.#child = spawn(command, args, {
       cwd: home,
       env: {
@@ -147,9 +148,10 @@ export async function startServer(
   env: Readonly<Record<string, string | undefined>> = {},
   home?: string,
   wrapper?: readonly string[],
+  program?: readonly string[],
 ): Promise<RunningServer> {
   const folder = home ?? (await makeHome(t));
-  const server = new RunningServer(folder, env, wrapper);
+  const server = new RunningServer(folder, env, wrapper, program);
   serversOf.set(folder, [...(serversOf.get(folder) ?? []), server]);
   server.port = Number((await server.logged('listening'))['port']);
   return server;

@@ -56,13 +56,13 @@ async function soak(
     const watched = servers.map(({ name, server }) => ({ name, pid: server.pid, stateDir: join(server.home, 'state') }));
     gauge.look([...watched, ...(await others())], Object.fromEntries(loads.map(({ name, crowd }) => [name, crowd.takeLatenciesMs()])));
   }
+  if (isTorture) await writeFile(`soak-${name}.svg`, draw(`claude-api, ${name}`, gauge));
+  for (const [key, quarters] of Object.entries(gauge.quarters())) t.diagnostic(`${key}: ${quarters.join(' ')}`);
   for (const { name, crowd } of loads) {
     await crowd.stop();
     const { turns, harm, harmed, done } = crowd;
     t.diagnostic(`${name}: ${turns} turns in ${minutes} minutes; ${harm} ended from outside failed ${harmed}; ${JSON.stringify(done)}`);
   }
-  if (isTorture) await writeFile(`soak-${name}.svg`, draw(`claude-api, ${name}`, gauge));
-  for (const [key, quarters] of Object.entries(gauge.quarters())) t.diagnostic(`${key}: ${quarters.join(' ')}`);
   for (const each of servers) await nothingLeft(each);
   // A young server is still growing, and not everybody has come.
   gauge.assertFlat(minutes < 5 ? ['memory, MiB', 'folders of users'] : []);
