@@ -18,6 +18,8 @@ import { draw, Gauge, leftIn, type Watched } from './soak-gauge.ts';
 import { SoakCrowd, type Ways } from './soak-crowd.ts';
 
 const minutes = Number(process.env['SOAK_MINUTES'] ?? amount(0.15, 15));
+// So often a process is ended from outside.
+const turnsForOne = 20;
 const settings = { CLAUDE_MAX_CONCURRENT_REQUESTS: '6', CLAUDE_WARM_SECONDS: '20' };
 // Its dialogue is lost with its process, on purpose.
 const played = faults.filter((fault) => fault !== 'forget');
@@ -49,7 +51,7 @@ async function soak(
     // At every twentieth of a short one.
     await new Promise((resolve) => setTimeout(resolve, Math.min(2000, minutes * 3000)));
     for (const { crowd, servers } of loads) {
-      for (const { server } of servers) if (endOne(server, chance)) crowd.harm += 1;
+      if (crowd.turns >= turnsForOne * (crowd.harm + 1) && endOne(chance.pick(servers).server, chance)) crowd.harm += 1;
       crowd.check();
     }
     for (const { server } of servers) checkLog(server);
