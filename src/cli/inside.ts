@@ -6,7 +6,6 @@ import type { Log } from '../log.ts';
 import { describeBug, type Problem } from '../problem.ts';
 import { createAddressCheck } from '../sandbox/addresses.ts';
 import { createApiProxy } from '../sandbox/api-proxy.ts';
-import type { ProxySocket } from '../sandbox/api-socket.ts';
 import { createCredentials } from '../sandbox/credentials.ts';
 import { sandboxEnv } from '../sandbox/environment.ts';
 import { networkEnv, withForwarder } from '../sandbox/forwarder.ts';
@@ -94,10 +93,6 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     return { env: { ...env, ...(network !== undefined && networkEnv) }, leftOut };
   }
 
-  async function openSockets(folder: string): Promise<ProxySocket> {
-    return withNetwork(await proxy.open(folder), network);
-  }
-
   /** The CLI with these options in a sandbox with these folders. */
   function commandLine(machine: Machine, folders: Folders, options: readonly string[]): { command: string; args: string[] } {
     const settings = network === undefined ? {} : networkSettings;
@@ -180,7 +175,8 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     async launch(options, { home, work, tmp, boxes }, number) {
       const { machine, placeholders, processes } = await ready();
       const socket = join(socketFolder, String(number));
-      const api = await openSockets(socket).catch((error: unknown) => {
+      const opened = proxy.open(socket).then((api) => withNetwork(api, network));
+      const api = await opened.catch((error: unknown) => {
         throw unavailable(describeBug(error) ?? '');
       });
       const limits = { maxRequests: 10 * config.maxTurns };

@@ -29,7 +29,7 @@ const maxPathBytes = 100;
 
 /** What is wrong with a folder for sockets, in a sentence for the operator; undefined for a good one. */
 export function socketPathProblem(folder: string): string | undefined {
-  const length = Buffer.byteLength(socketIn(folder));
+  const length = Buffer.byteLength(join(folder, socketName));
   return length > maxPathBytes ? `The path of the API proxy's socket has ${length} bytes; ${maxPathBytes} are possible.` : undefined;
 }
 
@@ -42,7 +42,7 @@ export async function openSocket(parts: ProxyParts, folder: string): Promise<Pro
   if (problem !== undefined) throw new Error(problem);
   await mkdir(folder, { recursive: true, mode: 0o700 });
   await chmod(folder, 0o700);
-  const path = socketIn(folder);
+  const path = join(folder, socketName);
   const lane: Lane = { slots: createShare(maxRequestsAtOnce), largeBodies: createShare(1) };
   let turn: ApiTurn | undefined;
   // No limits of time on this side: the CLI keeps its connection, and a body may wait unread for its memory.
@@ -71,10 +71,6 @@ export async function openSocket(parts: ProxyParts, folder: string): Promise<Pro
       await rmdir(folder).catch(() => {});
     },
   };
-}
-
-function socketIn(folder: string): string {
-  return join(folder, socketName);
 }
 
 /**
