@@ -32,7 +32,7 @@ export async function drain({ pool, closeConnections, closing, endProcesses }: S
 const stopped = 'The server was stopped during this turn; the dialogue can go on when it is back.';
 
 /** How a process comes to its end: the first cause lets the app stop, the next one quits. */
-export interface Ending {
+interface Ending {
   /** Stops within `graceMs`; a signal right behind the first is the same one. */
   bySignal(signal: NodeJS.Signals, graceMs: number): void;
   /** Stops at once, with this exit code. */

@@ -33,7 +33,7 @@ export interface Launch {
 }
 
 /** A sandbox as its worker knows it. */
-export interface LaunchedSandbox {
+interface LaunchedSandbox {
   /** A fresh descriptor of the seccomp filter, which the worker closes. Throws the system's error. */
   readonly openFilter: () => number;
   /** The way to the API, open during turns and closed when the process is gone. */

@@ -16,7 +16,7 @@ export interface TurnLimits {
 }
 
 /** Why the API, or the way to it, failed one request. */
-export interface ApiFailure {
+interface ApiFailure {
   /** The API's own status; 200 for an error in the midst of a stream; undefined where no answer came. */
   readonly status: number | undefined;
   /** The API's own word, such as `overloaded_error`, or `connection_error`; undefined where it gave none. */

@@ -10,7 +10,7 @@ export interface BodyQuestion {
 }
 
 /** The same bytes, and what `checkBody` says of them. */
-export interface BodyAnswer {
+interface BodyAnswer {
   readonly bytes: Uint8Array<ArrayBuffer>;
   readonly verdict: BodyVerdict;
 }

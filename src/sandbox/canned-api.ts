@@ -3,7 +3,7 @@ import type { Credentials } from './credentials.ts';
 import type { Upstream, UpstreamRequest } from './upstream.ts';
 
 /** An upstream that costs nothing: it answers each request itself, and tells which models were asked for. */
-export interface CannedApi extends Upstream {
+interface CannedApi extends Upstream {
   /** In order of the first request for each. */
   readonly models: ReadonlySet<string>;
 }

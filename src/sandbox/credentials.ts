@@ -2,7 +2,7 @@ import { keyVariables } from '../host/login.ts';
 import type { LoginFile } from './login-file.ts';
 
 /** What a login puts into a request to the API. */
-export interface LoginHeaders {
+interface LoginHeaders {
   readonly headers: Readonly<Record<string, string>>;
   /** A beta the login needs, whether or not the client asked for it. */
   readonly beta?: string;

@@ -1,5 +1,5 @@
 /** What the bytes of a JSON text say of its shape. Of a text that is no JSON it says something, and `JSON.parse` the rest. */
-export interface JsonShape {
+interface JsonShape {
   /** Names of members, with those that stand twice. */
   readonly names: number;
   /** About as many values as there are: each costs the memory of an object, however few bytes it has. */

@@ -3,7 +3,7 @@ import { readFile, stat } from 'node:fs/promises';
 import { asObject, parseJson } from '../json.ts';
 
 /** A claude.ai login as the CLI keeps it. */
-export interface FileLogin {
+interface FileLogin {
   readonly accessToken: string;
   /** Milliseconds since 1970. */
   readonly expiresAtMs: number;

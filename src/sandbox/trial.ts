@@ -11,7 +11,7 @@ export type Trial =
   | { readonly works: false; readonly reason: string; readonly isLasting: boolean };
 
 /** What a trial starts: the command line around `trialProgram`, with the environment it has inside. */
-export interface TrialLaunch {
+interface TrialLaunch {
   readonly command: string;
   readonly args: readonly string[];
   readonly env: Readonly<Record<string, string>>;

@@ -21,14 +21,14 @@ export function addTokens(a: Tokens, b: Tokens): Tokens {
 }
 
 /** Reads the usage out of an answer while it passes by. */
-export interface Meter {
+interface Meter {
   /** Takes the next bytes; they may end anywhere, within a letter too. Never throws. */
   push(chunk: Buffer): void;
   /** What the answer told up to now. */
   reading(): Reading;
 }
 
-export interface Reading {
+interface Reading {
   readonly tokens: Tokens;
   /** Whether the message is whole, so that the tokens are final. */
   readonly isWhole: boolean;

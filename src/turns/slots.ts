@@ -1,7 +1,7 @@
 import { sessionKey, type SessionState } from './queue.ts';
 
 /** `starting`: no process yet. `leased`: lent to a turn. `idle`: kept warm. `stopping`: its process is leaving. */
-export type SlotState = 'starting' | 'leased' | 'idle' | 'stopping';
+type SlotState = 'starting' | 'leased' | 'idle' | 'stopping';
 
 /** Room for one CLI process, and the process in it. */
 export interface Slot<W> {
