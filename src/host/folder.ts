@@ -47,16 +47,8 @@ export class Folder {
   }
 
   /** Opens a folder for a while; nothing happens where there is none, or none that can be opened or used. Never rejects. */
-  static async use(path: string, inside: ReadonlyArray<string | Buffer>, use: (folder: Folder) => Promise<void>): Promise<void> {
-    let folder: Folder | undefined;
-    try {
-      folder = Folder.open(path, inside);
-      await use(folder);
-    } catch {
-      // What stays is the user's own loss.
-    } finally {
-      folder?.close();
-    }
+  static use(path: string, inside: ReadonlyArray<string | Buffer>, use: (folder: Folder) => Promise<void>): Promise<void> {
+    return useAndClose(() => Folder.open(path, inside), use);
   }
 
   /** What lies here under this name, itself and not what it points to. Throws what open(2) says; a link is ELOOP. */
@@ -152,15 +144,7 @@ export class Folder {
   }
 
   async #removeFolder(name: string | Buffer, empty: (folder: Folder) => Promise<void>): Promise<void> {
-    let folder: Folder | undefined;
-    try {
-      folder = this.#openToEmpty(name);
-      await empty(folder);
-    } catch {
-      // Gone, or swapped for something else.
-    } finally {
-      folder?.close();
-    }
+    await useAndClose(() => this.#openToEmpty(name), empty);
     await works(rmdir(this.#pathOf(name)));
   }
 
@@ -178,6 +162,19 @@ export class Folder {
 
   #pathOf(name: string | Buffer): Buffer {
     return Buffer.concat([Buffer.from(`/proc/self/fd/${this.#fd}/`), Buffer.from(name)]);
+  }
+}
+
+/** Opens a folder for a while. Never rejects. */
+async function useAndClose(open: () => Folder, use: (folder: Folder) => Promise<void>): Promise<void> {
+  let folder: Folder | undefined;
+  try {
+    folder = open();
+    await use(folder);
+  } catch {
+    // Gone, or swapped for something else; what stays is the user's own loss.
+  } finally {
+    folder?.close();
   }
 }
 
