@@ -2,6 +2,7 @@ import { execFile } from 'node:child_process';
 import { access, constants, stat } from 'node:fs/promises';
 import { delimiter, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
+import { asObject } from '../json.ts';
 import { errorCode, Problem } from '../problem.ts';
 import { lastWords } from './words.ts';
 
@@ -70,7 +71,7 @@ function claudeDoesNotRun(error: unknown): Problem {
   if (code === 'ENOENT' || code === '126' || code === '127') {
     return claudeNotFound('The Claude CLI is there, but what it is a wrapper for is gone or cannot be run');
   }
-  const stderr = typeof error === 'object' && error !== null && 'stderr' in error ? String(error.stderr) : '';
+  const stderr = String(asObject(error)['stderr'] ?? '');
   if (/postinstall|install script|native binary/i.test(stderr)) {
     return claudeNotFound('The Claude CLI is a stub, since npm left out its install script');
   }

@@ -31,7 +31,7 @@ const refreshPauseMs = 60_000;
  */
 export function refreshByCli(binary: string, env: Readonly<Record<string, string>>): Promise<void> {
   return new Promise((resolve) => {
-    const options = { env, cwd: '/', timeout: 30_000, killSignal: 'SIGKILL', maxBuffer: 1024 * 1024 } as const;
+    const options = { env, cwd: '/', timeout: 30_000, killSignal: 'SIGKILL' } as const;
     execFile(binary, ['auth', 'status'], options, () => resolve());
   });
 }
