@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import fs, { linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { syncBuiltinESMExports } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -103,6 +104,22 @@ test('folders nested as deep as can be are removed, with few descriptors', async
   assert.deepEqual([readdirSync(path).sort(), readdirSync(join(path, 'emptied')), readdirSync(outside)], [['emptied', 'outside'], [], ['kept']]);
   assert.ok(most <= 140, `${most} descriptors`);
   assert.equal(descriptors(path), 0);
+});
+
+test('the server does not stand still while a folder of many names is looked at', async (t) => {
+  const path = makeFolder(t);
+  for (let i = 0; i < 4000; i += 1) writeFileSync(join(path, `${i}`.padStart(200, 'x')), '');
+  const atOnce = t.mock.method(fs, 'opendirSync');
+  syncBuiltinESMExports();
+  t.after(() => {
+    atOnce.mock.restore();
+    syncBuiltinESMExports();
+  });
+  await Folder.use(path, [], (folder) => folder.empty());
+  assert.deepEqual([atOnce.mock.callCount(), readdirSync(path)], [0, []]);
+  mkdirSync(join(path, 'small'));
+  await Folder.use(path, ['small'], (folder) => folder.empty());
+  assert.equal(atOnce.mock.callCount(), 1);
 });
 
 test('a file that turns out longer than it was is not read', async () => {
