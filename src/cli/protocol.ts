@@ -1,5 +1,6 @@
 import type { TurnFile } from '../host/turn-files.ts';
 import { asObject, type Json } from '../json.ts';
+import { jsonShapeOf } from '../sandbox/json-shape.ts';
 import { imageType } from './image.ts';
 
 /** What one line of the CLI's stream-json output tells us; lines that tell us nothing give no event. */
@@ -65,13 +66,18 @@ function controlLine(subtype: string): string {
   return JSON.stringify({ type: 'control_request', request_id: subtype, request: { subtype } }) + '\n';
 }
 
+// An answer of megabytes has few values, however long they are. Of 60 MiB of empty ones JSON.parse makes more than a gigabyte,
+// and a server without memory is gone.
+const maxValues = 100_000;
+
 /**
  * The events of one output line. A line that does not begin with `{` is noise some builds print, and gives none;
- * so do unknown types. Throws SyntaxError on a line that begins like JSON and is not.
+ * so do unknown types. Throws SyntaxError on a line that begins like JSON and is not, or has more values than any of the CLI's.
  */
 export function parseLine(line: string): readonly CliEvent[] {
   // Tool results can be megabytes and say nothing we need: not worth parsing.
   if (!line.startsWith('{') || line.startsWith('{"type":"user"')) return [];
+  if (line.length > maxValues && jsonShapeOf(Buffer.from(line)).values > maxValues) throw new SyntaxError('too many values');
   const message = asObject(JSON.parse(line));
   switch (message['type']) {
     case 'system':

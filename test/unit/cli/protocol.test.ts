@@ -100,6 +100,16 @@ test('parseLine: a line that begins like JSON and is not is an error', () => {
   assert.throws(() => parseLine('{type:1}'), SyntaxError);
 });
 
+test('parseLine: a line that would take the memory of all is an error, and a long answer is none', () => {
+  const values = (count: number): string => `{"type":"system","subtype":"x","a":[${'{},'.repeat(count)}{}]}`;
+  assert.throws(() => parseLine(values(200_000)), SyntaxError);
+  assert.throws(() => parseLine(`{"type":"system","a":${'['.repeat(200_000)}${']'.repeat(200_000)}}`), SyntaxError);
+  assert.deepEqual(parseLine(values(40_000)), []);
+  const text = '[{},"'.repeat(1_000_000);
+  const [event] = parseLine(JSON.stringify({ type: 'result', is_error: false, result: text }));
+  assert.ok(event?.type === 'result' && event.text === text);
+});
+
 test('parseLine: members of an unexpected type break nothing', () => {
   for (const type of ['system', 'stream_event', 'assistant', 'rate_limit_event', 'result']) {
     for (const odd of [null, 5, 'x', [], [null, 5], {}, { id: 5, content: [null, 5, { type: 'text' }, { type: 'tool_use' }] }]) {
