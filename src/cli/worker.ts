@@ -171,9 +171,11 @@ export class Worker {
     stdin?.on('error', () => {});
     if (stdout) readPaced(stdout, (chunk) => this.#read(chunk));
     stdout?.on('error', () => {});
-    stderr?.on('data', (chunk: Buffer) => {
-      this.#stderrTail = (this.#stderrTail + chunk.toString('utf8')).slice(-stderrTailBytes);
-    });
+    if (stderr) {
+      readPaced(stderr, (chunk) => {
+        this.#stderrTail = (this.#stderrTail + chunk.toString('utf8')).slice(-stderrTailBytes);
+      });
+    }
     stderr?.on('error', () => {});
     statusPipeOf(this.#child)?.setEncoding('utf8').on('data', (text: string) => (this.#status += text)).on('error', () => {});
     const onGone = (exit: ExitStatus): void => {
