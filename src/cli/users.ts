@@ -101,6 +101,8 @@ export async function openUsers(stateDir: string): Promise<Users> {
     async sweep(maxAgeMs) {
       let removed = 0;
       for (const name of await readdir(root)) {
+        // A copy of the operator's beside it, such as 17.bak, is no user.
+        if (!/^\d+$/.test(name)) continue;
         await Folder.use(join(root, name), transcripts, async (folder) => {
           removed += await sweepTranscripts(folder, Date.now() - maxAgeMs);
         });

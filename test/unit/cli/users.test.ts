@@ -224,6 +224,8 @@ test('the sweep removes old transcripts of all users with what belongs to them, 
   mkdirSync(join(old, '../', id, 'subagents'), { recursive: true });
   const young = writeTranscript(root, 1, otherId, 29);
   const otherUsers = writeTranscript(root, 22, id, 400);
+  writeTranscript(root, 17, id, 400);
+  renameSync(join(root, '17'), join(root, '17.bak'));
   const folder = join(root, '1/home/projects/work');
   const outside = writeTranscript(root, 3, otherId, 1);
   symlinkSync(outside, join(folder, 'aaaaaaaa-0000-4000-8000-000000000000.jsonl'));
@@ -233,6 +235,7 @@ test('the sweep removes old transcripts of all users with what belongs to them, 
   assert.equal(await users.sweep(30 * dayMs), 3);
   assert.deepEqual([old, otherUsers, young, outside, ...notes].map((path) => existsSync(path)), [false, false, true, true, true, true]);
   assert.equal(existsSync(join(folder, id)), false);
+  assert.ok(existsSync(join(root, '17.bak/home/projects/work', `${id}.jsonl`)), 'a copy of the operator\'s is no user');
 });
 
 test('the sweep is not led out by links in the place of folders', async (t) => {
