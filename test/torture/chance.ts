@@ -19,6 +19,11 @@ export class Chance {
     return list[this.int(0, list.length - 1)] as T;
   }
 
+  shuffled<T>(list: readonly T[]): T[] {
+    const left = [...list];
+    return list.map(() => left.splice(this.int(0, left.length - 1), 1)[0] as T);
+  }
+
   /** Bytes cut at random places into at most `most` pieces. */
   pieces(bytes: Buffer, most: number): Buffer[] {
     const cuts = Array.from({ length: this.int(0, most - 1) }, () => this.int(0, bytes.length)).sort((a, b) => a - b);
