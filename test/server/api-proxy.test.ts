@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { chmod, mkdir, stat } from 'node:fs/promises';
+import { chmod, mkdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { socketPathProblem } from '../../src/sandbox/api-socket.ts';
@@ -138,6 +138,15 @@ test('a client that hangs up before the first word pays for its prompt', async (
     assert.ok(spent.input >= 1000 && spent.input < 1050, JSON.stringify(spent));
     assert.equal(lastFailure, undefined);
   }
+  // Counting costs nothing.
+  stage.script = (res) => res.on('close', () => (closed += 1));
+  const socket = await stage.openInTurn();
+  const connection = await stage.connect(socket);
+  void connection.send(requestBytes(`POST ${countPath}`, [], JSON.stringify({ model: 'claude-sonnet-5-5', messages: [], system: 'x'.repeat(4000) })));
+  await until('the third request', () => stage.recorded[2]);
+  connection.hangUp();
+  await until('the end of the third', () => (closed === 3 ? true : undefined));
+  assert.equal(socket.endTurn().tokens.input, 0);
 });
 
 test('a turn may end between the last word of a message and the end of its stream', async (t) => {
@@ -177,7 +186,10 @@ test('a turn has so many requests and no more, and twenty refusals end it once',
   const stage = await setStage(t);
   const socket = await stage.openInTurn({ maxRequests: 3, logFields: { user: 7 } });
   const statuses = [];
-  for (let i = 0; i < 24; i += 1) statuses.push((await ask(socket)).status);
+  for (let i = 0; i < 23; i += 1) statuses.push((await ask(socket)).status);
+  const refused = await ask(socket);
+  statuses.push(refused.status);
+  assert.equal((JSON.parse(refused.body) as { error: { type: string } }).error.type, 'rate_limit_error');
   assert.deepEqual(statuses, [200, 200, 200, ...Array<number>(20).fill(402), 429]);
   assert.equal(stage.recorded.length, 3);
   assert.equal(stage.refusals.turnsEnded, 1);
@@ -209,6 +221,8 @@ test('the last failure of a turn keeps the status, the type and the wait that th
     [fail(429, 'rate_limit_error', { 'anthropic-ratelimit-unified-reset': String(Math.ceil(Date.now() / 1000) - 5) }), { status: 429, type: 'rate_limit_error', retryAfterSeconds: 0 }],
     [fail(400, 'invalid_request_error', { 'retry-after': 'soon' }), { status: 400, type: 'invalid_request_error', retryAfterSeconds: undefined }],
     [stream([...events.slice(0, 2), 'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"no"}}\n\n']), { status: 200, type: 'overloaded_error', retryAfterSeconds: undefined }],
+    [fail(429, 'rate_limit_error', { 'retry-after': 'Thu, 26 Nov 2026 10:00:00 GMT' }), { status: 429, type: 'rate_limit_error', retryAfterSeconds: 0 }],
+    [(res) => res.writeHead(400).end('no'), { status: 400, type: undefined, retryAfterSeconds: undefined }],
     [(res) => res.writeHead(502).end('<html>no</html>'), { status: 502, type: undefined, retryAfterSeconds: undefined }],
   ];
   for (const [script, expected] of cases) {
@@ -220,6 +234,11 @@ test('the last failure of a turn keeps the status, the type and the wait that th
     await ask(socket);
     assert.deepEqual(socket.endTurn().lastFailure, expected);
   }
+  const socket = await stage.openInTurn();
+  stage.script = (res, request) => fail(429, 'rate_limit_error', { 'retry-after': new Date(Date.now() + 90_000).toUTCString() })(res, request);
+  await ask(socket);
+  const { retryAfterSeconds = 0 } = socket.endTurn().lastFailure ?? {};
+  assert.ok(retryAfterSeconds > 30 && retryAfterSeconds <= 90, String(retryAfterSeconds));
 });
 
 test("a socket's folder and socket are its user's alone, and gone when it is closed", async (t) => {
@@ -230,15 +249,17 @@ test("a socket's folder and socket are its user's alone, and gone when it is clo
   const folder = join(dirname(socket.path), '../open-to-all');
   await mkdir(folder);
   await chmod(folder, 0o755);
+  await writeFile(join(folder, 's'), 'what a server that was killed has left');
   const second = await stage.proxy?.open(folder);
   assert.equal((await stat(folder)).mode & 0o777, 0o700);
   await second?.close();
   assert.equal((await stat(socket.path)).mode & 0o777, 0o600);
-  const pending = ask(socket).then(() => 'answered', () => 'broken');
   stage.script = () => {};
+  const pending = ask(socket).then(() => 'answered', () => 'broken');
+  await until('the request', () => stage.recorded[0]);
   await socket.close();
   await socket.close();
-  await within('the end of the request', 5_000, pending);
+  assert.equal(await within('the end of the request', 5_000, pending), 'broken');
   await assert.rejects(stat(dirname(socket.path)), { code: 'ENOENT' });
 });
 
