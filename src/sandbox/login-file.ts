@@ -48,7 +48,7 @@ export function createLoginFile(path: string, refresh: () => Promise<void>, nowM
   async function read(): Promise<FileLogin | undefined> {
     const version = await stat(path).then(({ ino, mtimeMs, size }) => `${ino} ${mtimeMs} ${size}`, () => '');
     if (version === known.version) return known.login;
-    const text = version === '' ? '' : await readFile(path, 'utf8').catch(() => '');
+    const text = await readFile(path, 'utf8').catch(() => '');
     known = { version, login: parseLogin(text) };
     return known.login;
   }
