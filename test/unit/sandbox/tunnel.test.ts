@@ -1,6 +1,10 @@
 import assert from 'node:assert/strict';
+import { EventEmitter } from 'node:events';
+import http, { type ClientRequestArgs } from 'node:http';
+import https from 'node:https';
+import { syncBuiltinESMExports } from 'node:module';
 import { test } from 'node:test';
-import { proxyFor } from '../../../src/sandbox/tunnel.ts';
+import { createAgent, proxyFor } from '../../../src/sandbox/tunnel.ts';
 
 const api = new URL('https://api.anthropic.com');
 
@@ -24,4 +28,24 @@ test('a value that names no proxy we can speak to is an error without the value'
   for (const value of ['socks5://me:secret@a:1', 'ftp://secret']) {
     assert.throws(() => proxyFor(api, { HTTPS_PROXY: value }), (error: Error) => error instanceof TypeError && !error.message.includes('secret'));
   }
+});
+
+test('the proxy is asked at its own host and port, in its own protocol, with its own login', (t) => {
+  const asked: string[] = [];
+  for (const [protocol, module] of [['http', http], ['https', https]] as const) {
+    t.mock.method(module, 'request', ({ host, port, method, path, timeout, headers }: ClientRequestArgs) => {
+      asked.push([protocol, host, port, method, path, timeout, JSON.stringify(headers)].join(' '));
+      return Object.assign(new EventEmitter(), { end: () => {} });
+    });
+  }
+  syncBuiltinESMExports();
+  t.after(() => (t.mock.restoreAll(), syncBuiltinESMExports()));
+  for (const proxy of ['http://p.example', 'https://p.example', 'http://p.example:3128', 'http://[::1]:3128', 'http://me:p%40ss@p.example']) {
+    createAgent(api, new URL(proxy), undefined).createConnection({ host: 'api.anthropic.com', port: 443 }, () => {});
+  }
+  const target = 'CONNECT api.anthropic.com:443 30000 {"host":"api.anthropic.com:443"';
+  assert.deepEqual(asked, [
+    `http p.example 80 ${target}}`, `https p.example 443 ${target}}`, `http p.example 3128 ${target}}`, `http ::1 3128 ${target}}`,
+    `http p.example 80 ${target},"proxy-authorization":"Basic ${Buffer.from('me:p@ss').toString('base64')}"}`,
+  ]);
 });
