@@ -61,7 +61,7 @@ test('a CLI that is not there or too old runs no turn, until a newer one was fou
   say('claude', 'echo 1.0.0');
   await assert.rejects(way.probeVersion(), { code: 'claude_too_old' });
   await assert.rejects(way.launch([], folders, 1), { code: 'claude_too_old' });
-  say('claude', 'echo 9.9.9');
+  say('claude', '[ "$DISABLE_AUTOUPDATER" = 1 ] && echo 9.9.9');
   assert.equal(await way.probeVersion(), '9.9.9');
   await way.launch([], folders, 1);
   assert.deepEqual(way.walk('/u', (folder) => ['du', folder]), ['du', '/u']);
