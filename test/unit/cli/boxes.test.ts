@@ -149,6 +149,11 @@ test('an outbox that its user closed is read and removed all the same', async (t
   assert.deepEqual(files.map(({ name }) => name), ['a']);
   await boxes.remove();
   assert.ok(!existsSync(join(boxes.inbox, '..')));
+  const unread = makeBoxes(t);
+  writeFileSync(join(unread.outbox, 'a'), 'a');
+  chmodSync(unread.outbox, 0);
+  await unread.remove();
+  assert.ok(!existsSync(join(unread.inbox, '..')));
 });
 
 test('the end of the process waits until its last files are read', async (t) => {
