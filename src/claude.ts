@@ -77,7 +77,7 @@ export async function createClaude(
   const markerPrefix = `${hash}.`;
   const probeMarker = `${markerPrefix}${process.pid}.0.`;
   const socketFolder = join(config.runtimeDir, hash);
-  const outside = await createOutside(config, probeMarker);
+  const outside = await createOutside(config, probeMarker, log);
   // How many processes each user has, and the emptying of their `tmp` and `turns` when the last one is gone.
   const processes = new Map<number, number>();
   const emptying = new Map<number, Promise<void>>();

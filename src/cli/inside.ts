@@ -20,7 +20,7 @@ import { Boxes } from './boxes.ts';
 import { allowedModels, subagentModel } from './models.ts';
 import { sandboxUnavailable } from './outcome.ts';
 import { claudeNotFound, findProgram } from './program.ts';
-import { hasTool, rightsInside } from './rights.ts';
+import { createToolCheck, hasTool, rightsInside } from './rights.ts';
 import { endMarked, markerName } from './strays.ts';
 import { tryTurn, type TrialTurn } from './trial-turn.ts';
 import { cliArguments, defaultEnv, type CliConfig, type Way } from './way.ts';
@@ -141,7 +141,8 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
     const sessionId = randomUUID();
     const startedAt = performance.now();
     const command = commandLine(machine, { ...folders, api }, [`--session-id=${sessionId}`]);
-    const launch = { ...command, env, cwd: '/', marker, sessionId, boxes, inbox: inside.inbox, isInPlace: () => true };
+    const onTools = createToolCheck(config.tools, log);
+    const launch = { ...command, env, cwd: '/', marker, sessionId, boxes, inbox: inside.inbox, isInPlace: () => true, onTools };
     const timeoutMs = Math.ceil(trialTimeoutMs - trial.durationMs);
     const parts = { openFilter: () => openFilter(machine), socketFolder: api, network, log };
     const turn = await tryTurn({ launch, ...parts, timeoutMs });

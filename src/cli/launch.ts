@@ -25,6 +25,8 @@ export interface Launch {
   readonly group?: ProcessGroup | undefined;
   /** Whether the folders it works in are still there. */
   readonly isInPlace: () => boolean;
+  /** Told which tools the CLI has, at the beginning of each turn. */
+  readonly onTools?: ((names: readonly string[]) => void) | undefined;
   /** Its folders for files, and the path at which it finds the first of them. */
   readonly boxes: Boxes;
   readonly inbox: string;

@@ -1,15 +1,18 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { loginFolder } from '../host/login.ts';
+import type { Log } from '../log.ts';
 import { Problem } from '../problem.ts';
 import { claudeNotFound, findProgram, versionOf, type Command } from './program.ts';
-import { rightsOutside } from './rights.ts';
+import { createToolCheck, rightsOutside } from './rights.ts';
 import { endMarked, markerName } from './strays.ts';
 import { projectName, type UserFolders } from './users.ts';
 import { cliArguments, defaultEnv, type CliConfig, type Way } from './way.ts';
 
 /** The CLI as an ordinary process of the service user. `marker` is what its probes carry. Starts nothing yet. */
-export async function createOutside(config: CliConfig, marker: string): Promise<Way> {
+export async function createOutside(config: CliConfig, marker: string, log: Log): Promise<Way> {
+  // Otherwise all but the file tools are left out anyway.
+  const onTools = config.sandbox === 'off' ? createToolCheck(config.tools, log) : undefined;
   const pathVariable = config.childEnv['PATH'] ?? '';
   const setpriv = await findSetpriv(pathVariable);
   let tooOld: Problem | undefined;
@@ -27,7 +30,8 @@ export async function createOutside(config: CliConfig, marker: string): Promise<
       if (tooOld !== undefined) throw tooOld;
       const own = cliArguments(config, rightsOutside(config), folders.boxes);
       const { work: cwd, boxes } = folders;
-      return { command, args: [...args, ...own, ...options], env: outsideEnv(config.childEnv, folders), cwd, inbox: boxes.inbox };
+      const env = outsideEnv(config.childEnv, folders);
+      return { command, args: [...args, ...own, ...options], env, cwd, inbox: boxes.inbox, onTools };
     },
 
     async probeVersion() {

@@ -5,7 +5,7 @@ import { imageType } from './image.ts';
 
 /** What one line of the CLI's stream-json output tells us; lines that tell us nothing give no event. */
 export type CliEvent =
-  | { readonly type: 'init'; readonly sessionId: string; readonly version: string }
+  | { readonly type: 'init'; readonly sessionId: string; readonly version: string; readonly tools: readonly string[] }
   | { readonly type: 'message_start'; readonly messageId: string }
   | { readonly type: 'text_delta'; readonly text: string }
   | { readonly type: 'message_complete' }
@@ -97,7 +97,9 @@ export function parseLine(line: string): readonly CliEvent[] {
 
 function systemEvents(message: Json): CliEvent[] {
   if (message['subtype'] === 'init') {
-    return [{ type: 'init', sessionId: asText(message['session_id']) ?? '', version: asText(message['claude_code_version']) ?? '' }];
+    const { session_id: sessionId, claude_code_version: version, tools } = message;
+    const names = Array.isArray(tools) ? tools.map(String) : [];
+    return [{ type: 'init', sessionId: asText(sessionId) ?? '', version: asText(version) ?? '', tools: names }];
   }
   if (message['subtype'] === 'api_retry') {
     return [{ type: 'api_retry', status: asNumber(message['error_status']), delayMs: asNumber(message['retry_delay_ms']) ?? 0 }];

@@ -1,3 +1,4 @@
+import type { Log } from '../log.ts';
 import type { CliConfig, CliRights } from './way.ts';
 
 /** The whole of Claude Code but for what needs a person, a clock or a background. What a new CLI brings is added after a test. */
@@ -34,4 +35,16 @@ export function rightsOutside(config: Pick<CliConfig, 'sandbox' | keyof CliRight
   const asked = (tools ?? 'default').split(',').map((name) => name.trim());
   const safe = fileTools.filter((name) => asked.includes(name) || asked.includes('default')).join(',');
   return { tools: safe, allowedTools: '', permissionMode: 'acceptEdits', settingSources };
+}
+
+/** What logs, once, which of the tools the operator listed are none of the CLI's: a name misspelt is taken without a word. */
+export function createToolCheck(listed: string | undefined, log: Log): (names: readonly string[]) => void {
+  let isChecked = listed === undefined;
+  return (names) => {
+    if (isChecked) return;
+    isChecked = true;
+    const asked = (listed ?? '').split(',').map((name) => name.trim());
+    const unknown = asked.filter((name) => name !== '' && name !== 'default' && !names.includes(name));
+    if (unknown.length > 0) log('warning', 'config', { message: `CLAUDE_TOOLS: the CLI has no tool of the name ${unknown.join(', ')}` });
+  };
 }

@@ -18,7 +18,7 @@ export interface Way {
   close(): void;
 }
 
-type WayLaunch = Pick<Launch, 'command' | 'args' | 'env' | 'cwd' | 'inbox' | 'sandbox'>;
+type WayLaunch = Pick<Launch, 'command' | 'args' | 'env' | 'cwd' | 'inbox' | 'onTools' | 'sandbox'>;
 
 /** What of the settings decides how the CLI is run. */
 export type CliConfig = Pick<

@@ -203,7 +203,10 @@ export class Worker {
   #read(chunk: Buffer): void {
     try {
       for (const line of this.#lines.push(chunk)) {
-        for (const event of parseLine(line)) this.#dialogue.hear(event);
+        for (const event of parseLine(line)) {
+          this.#dialogue.hear(event);
+          if (event.type === 'init') this.#launch.onTools?.(event.tools);
+        }
       }
     } catch {
       // Neither half a line nor half a protocol can be trusted again.

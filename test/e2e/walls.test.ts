@@ -286,3 +286,25 @@ testWithRealClis('the processes of a turn', async (t, binary) => {
     await until('the turn to end', () => api.turns.every((request) => request.isAborted) || undefined);
   });
 });
+
+testWithRealClis('a state folder whose name is a pattern', async (t, binary) => {
+  const api = await startMessagesApi(t);
+  const home = await makeHome(t);
+  // A rule made of it would mean other folders.
+  const stateDir = join(home, 's[t]a* \\{te}');
+  const [other, planted] = ['secret.txt', 'planted.txt'].map((name) => join(stateDir, 'users/2/work', name)) as [string, string];
+  await write(other, foreign.otherUser);
+  const server = await startServer(t, { ...cliEnv(binary, api), CLAUDE_STATE_DIR: stateDir }, home);
+
+  await t.test('keeps one user from another all the same', async () => {
+    const calls = [
+      ...[other, '../../2/work/secret.txt'].map((path) => ({ name: 'Read', input: { file_path: path } })),
+      { name: 'Edit', input: { file_path: other, old_string: foreign.otherUser, new_string: 'x' } },
+      { name: 'Write', input: { file_path: planted, content: 'x' } },
+      { name: 'Grep', input: { pattern: '.', path: join(stateDir, 'users/2'), output_mode: 'content' } },
+    ];
+    const { results } = await attemptOn(api, server, calls);
+    assert.deepEqual(results.map(({ isError }) => isError), calls.map(() => true), JSON.stringify(results));
+    assert.deepEqual([await readFile(other, 'utf8'), await exists(planted)], [foreign.otherUser, false]);
+  });
+});

@@ -74,6 +74,11 @@ testSandboxed('what may be seen of the sandbox in /health and the log', async (t
   assert.deepEqual([line['sandbox'], line['left_out']], ['on', 'CLAUDE_CODE_EXTRA_BODY,HTTPS_PROXY']);
 });
 
+testSandboxed('a tool that the CLI does not name is warned of by the trial, before anybody asks', async (t) => {
+  const server = await startSandboxedServer(t, { CLAUDE_TOOLS: 'Read,Raed' });
+  assert.equal((await server.logged('config'))['message'], 'CLAUDE_TOOLS: the CLI has no tool of the name Raed');
+});
+
 testSandboxed('nothing is left of turns that hang, go deaf or leave something behind', async (t) => {
   const home = await makeSandboxedHome(t);
   const server = await startSandboxedServer(t, { CLAUDE_TIMEOUT_SECONDS: '1', CLAUDE_WARM_SECONDS: '0' }, home);

@@ -40,6 +40,13 @@ test('settings that are for the sandbox are said to do nothing without one', asy
   assert.deepEqual(messages.map((message) => message.replace(/:.*/, '')), ['CLAUDE_USER_TOKENS_PER_DAY limits nothing', 'CLAUDE_NETWORK opens nothing']);
 });
 
+test('a tool that the CLI does not name is warned of', async (t) => {
+  const server = await startServer(t, { CLAUDE_SANDBOX: 'off', CLAUDE_TOOLS: 'Read,Raed' });
+  await server.chat({ prompt: 'one' });
+  const warned = server.lines.filter(({ event, message }) => event === 'config' && /no tool of the name Raed$/.test(String(message)));
+  assert.equal(warned.length, 1);
+});
+
 test('.env that is no .env ends the server with 78 and the number of the line', async (t) => {
   const home = await makeHome(t);
   await writeFile(join(home, '.env'), '# fine\nCLAUDE_MODEL="open\n');

@@ -73,6 +73,6 @@ test('a message that comes again and turns to other words half-way is said in fu
 });
 
 test('other events bring no text', () => {
-  const others: CliEvent[] = [tool, { type: 'init', sessionId: 's', version: '1' }, { type: 'api_error', errorClass: 'x' }, { type: 'api_retry', status: 529, delayMs: 1 }];
+  const others: CliEvent[] = [tool, { type: 'init', sessionId: 's', version: '1', tools: [] }, { type: 'api_error', errorClass: 'x' }, { type: 'api_retry', status: 529, delayMs: 1 }];
   assert.deepEqual(passedOn(start('m1'), said('a'), ...others, said('b')), ['a', 'b']);
 });

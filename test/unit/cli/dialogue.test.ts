@@ -4,7 +4,7 @@ import { Dialogue, type TurnEnd } from '../../../src/cli/dialogue.ts';
 import { Problem } from '../../../src/problem.ts';
 import type { CliEvent, CliResult } from '../../../src/cli/protocol.ts';
 
-const init: CliEvent = { type: 'init', sessionId: 'a', version: '2.1.331' };
+const init: CliEvent = { type: 'init', sessionId: 'a', version: '2.1.331', tools: [] };
 const retry = (status: number): CliEvent => ({ type: 'api_retry', status, delayMs: 10 });
 const refused: CliResult = { subtype: 'success', isError: true, text: 'Refused for good', errors: [], apiStatus: undefined, terminalReason: undefined, sessionId: 'a', costUsd: 0 };
 

@@ -22,7 +22,7 @@ function programs(t: TestContext, scripts: Readonly<Record<string, string>>): { 
 }
 
 function wayOn(PATH: string): Promise<Way> {
-  return createOutside({ ...loadConfig({ PATH, HOME: PATH, CLAUDE_SANDBOX: 'off' }), systemPrompt: '', mcpServers: {} }, `outside-test-${process.pid}.`);
+  return createOutside({ ...loadConfig({ PATH, HOME: PATH, CLAUDE_SANDBOX: 'off' }), systemPrompt: '', mcpServers: {} }, `outside-test-${process.pid}.`, () => {});
 }
 
 test('the environment is the operator\'s over the defaults, and over both where this user\'s files are', () => {

@@ -44,7 +44,7 @@ const assistant = (message: Json, more: Json = {}): string => JSON.stringify({ t
 const textBlock = { content: [{ type: 'text', text: 'hi' }] };
 
 const parsed: ReadonlyArray<readonly [string, string, readonly CliEvent[]]> = [
-  ['init names the session and the version', initLine, [{ type: 'init', sessionId: '0c6f2f1e', version: '2.1.331' }]],
+  ['init names the session and the version', initLine, [{ type: 'init', sessionId: '0c6f2f1e', version: '2.1.331', tools: ['Edit', 'Glob'] }]],
   ['a used tool is named, without its input', toolLine, [{ type: 'tool', name: 'Bash' }]],
   ['a tool result says nothing', toolResultLine, []],
   [

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { hasTool, rightsInside, rightsOutside } from '../../../src/cli/rights.ts';
+import { createToolCheck, hasTool, rightsInside, rightsOutside } from '../../../src/cli/rights.ts';
 
 const unset = { tools: undefined, allowedTools: '', permissionMode: undefined, settingSources: undefined };
 const fiveTools = 'Read,Write,Edit,Glob,Grep';
@@ -35,4 +35,15 @@ test('in the sandbox all is allowed unasked, and the operator may narrow it', ()
 test('a tool is had by its name, and by default', () => {
   for (const tools of ['WebSearch', 'Read, WebSearch', 'default', 'Read, default']) assert.ok(hasTool(tools, 'WebSearch'), tools);
   for (const tools of ['', 'Read', 'WebSearch2', 'Read,WebFetch']) assert.ok(!hasTool(tools, 'WebSearch'), tools);
+});
+
+test('a tool that the operator lists and the CLI does not name is warned of, once', () => {
+  const warnings = (listed: string | undefined): unknown[] => {
+    const lines: unknown[] = [];
+    const check = createToolCheck(listed, (level, event, fields) => void lines.push([level, event, fields?.['message']]));
+    for (const names of [['Read', 'Bash'], []]) check(names);
+    return lines;
+  };
+  assert.deepEqual(warnings('Read, Raed,Bsh'), [['warning', 'config', 'CLAUDE_TOOLS: the CLI has no tool of the name Raed, Bsh']]);
+  for (const listed of [undefined, '', 'default', 'Read, Bash']) assert.deepEqual(warnings(listed), []);
 });
