@@ -29,7 +29,10 @@ const proberFile = fileURLToPath(new URL('prober.ts', import.meta.url));
 async function main(): Promise<void> {
   const [binary = ''] = (process.env['CLAUDE_TEST_CLIS'] ?? 'claude').split(':');
   const { status, stdout: version } = spawnSync(binary, ['--version'], { encoding: 'utf8' });
-  if (status !== 0) throw new Error('no Claude CLI: put claude on PATH, or its path in CLAUDE_TEST_CLIS');
+  if (status !== 0) {
+    console.error('no Claude CLI: put claude on PATH, or its path in CLAUDE_TEST_CLIS');
+    process.exit(1);
+  }
   const home = await mkdtemp(join(tmpdir(), 'claude-api-bench-'));
   const api = new MessagesApi();
   await api.listen();

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { chmod, mkdir, symlink } from 'node:fs/promises';
+import { chmod, mkdir, stat, symlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { findProgram, needs, needsToRun } from '../needs.ts';
@@ -23,6 +23,8 @@ async function isRefused(t: TestContext, env: Readonly<Record<string, string>> =
   assert.equal(await second.ended(), 1, second.stderr);
   assert.equal(second.stderr, 'claude-api: another claude-api runs with this CLAUDE_STATE_DIR: stop it, or give this one another\n');
   assert.equal((await turn).body['content'], 'after 3000');
+  // Whoever can open it can hold it.
+  assert.equal((await stat(join(server.home, 'state/lock'))).mode & 0o777, 0o600);
 }
 
 const unshares = needsToRun(['unshare', '--mount', '--net', 'true'], 'root, unshare', 'namespaces of their own for two servers');
