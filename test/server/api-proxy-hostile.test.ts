@@ -141,13 +141,14 @@ async function pour({ path }: ProxySocket, size: number, piece: string, isChunke
       resolve(res.statusCode);
     });
   });
+  let isAnswered = false;
+  void answered.then(() => (isAnswered = true));
   sent.write(`${head}"`);
   let left = size - head.length - 1 - tail.length - 1;
-  while (left > 0 && !sent.destroyed) {
+  while (left > 0 && !isAnswered) {
     const part = left < unit.length ? Buffer.alloc(left, 'x') : unit; // no letter is cut in two
     left -= part.length;
     if (!sent.write(part)) await Promise.race([once(sent, 'drain'), answered]);
-    if (sent.socket?.destroyed) break;
   }
   sent.end(`"${tail}`);
   return within('an answer to a large body', 60_000, answered);
