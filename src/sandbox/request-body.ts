@@ -105,7 +105,8 @@ function ownProblem(object: Json, rules: BodyRules): string | undefined {
   const isInBody = source === undefined || (isObject(source) && sourceTypes.has(source['type']));
   if (!isInBody) return `a source of type ${named(isObject(source) ? source['type'] : typeof source)}`;
   // Tools may also be added in the midst of the messages.
-  if (definition !== undefined) return toolProblem(definition, rules);
+  const defined = definition === undefined ? undefined : toolProblem(definition, rules);
+  if (defined !== undefined) return defined;
   // Tools that run at Anthropic carry a date in their type, and so do edits of the context, which are harmless.
   const isDated = typeof type === 'string' && /_\d{8}/.test(type);
   return isDated && !/^(?:clear_thinking|clear_tool_uses|compact)_/.test(type) ? toolProblem(object, rules) : undefined;

@@ -94,6 +94,7 @@ test('tools that run at Anthropic are refused but for a bounded web search, whic
   const inPlace = (type: string): Json => ({ messages: [{ role: 'system', content: [{ type: 'tool_addition', tool: { type, max_uses: 1 } }] }] });
   for (const type of ['web_fetch_20250910', 'x_clear_thinking_20251015', 'x_20251015_y']) assert.equal(refusalOf(inPlace(type)), `the tool ${type}`);
   for (const type of ['web_search_20250305', 'x_2025']) assert.equal(refusalOf(inPlace(type)), undefined);
+  assert.equal(refusalOf(inMessage({ type: 'web_fetch_20250910', name: 'x', definition: { name: 'x' } })), 'the tool web_fetch_20250910');
 });
 
 test('a model goes through by its name, by the family the operator named, or all in the trial', () => {
