@@ -64,13 +64,14 @@ export function createUpstream({ baseUrl, env, ca, firstByteMs = 630_000 }: Upst
 function answerOf(request: ClientRequest, firstByteMs: number): Promise<UpstreamAnswer> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => request.destroy(new Error('the API did not answer in time')), firstByteMs);
-    // Stays on: an error may also come after the answer's head.
     request.on('error', (error) => {
       clearTimeout(timer);
       reject(error);
     });
     request.once('response', (answer) => {
       clearTimeout(timer);
+      // To Node a reset ends an answer without a length as well as its end does.
+      request.on('error', (error) => answer.complete || answer.destroy(error));
       resolve({ status: answer.statusCode ?? 0, headers: answer.headers, body: answer });
     });
   });

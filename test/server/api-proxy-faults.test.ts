@@ -30,6 +30,7 @@ test('a connection to the API that breaks breaks the client\'s, without an answe
     'an answer that is no HTTP': (socket) => socket.once('data', () => socket.end('SSH-2.0-x\r\n')),
     'half a head': (socket) => socket.once('data', () => socket.end('HTTP/1.1 200 OK\r\nContent-')),
     'half a body': (socket) => socket.once('data', () => socket.end('HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf')),
+    'a reset where only the end tells the length': (socket) => socket.once('data', () => socket.write('HTTP/1.1 200 OK\r\n\r\nhalf', () => setTimeout(() => socket.resetAndDestroy(), 50))),
     'half a chunk': (socket) => socket.once('data', () => socket.end('HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\nhalf')),
   };
   for (const [name, fault] of Object.entries(faults)) {
