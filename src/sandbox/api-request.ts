@@ -46,6 +46,10 @@ export async function passRequest(request: PassedRequest): Promise<void> {
   const onEnd = (): void => stop.abort(turn.ended.reason);
   turn.ended.addEventListener('abort', onEnd, { once: true });
   res.once('close', () => stop.abort(new Error('the client hung up')));
+  // An answer that waits behind another one has no connection yet, and Node does not tell it of the end.
+  const { socket } = req;
+  const onGone = (): void => void (res.socket === null && res.emit('close'));
+  socket.once('close', onGone);
   let freeSlot = (): void => {};
   try {
     const target = checkHead(turn, req);
@@ -58,6 +62,7 @@ export async function passRequest(request: PassedRequest): Promise<void> {
     settleFailure(request, error);
   } finally {
     turn.ended.removeEventListener('abort', onEnd);
+    socket.off('close', onGone);
     freeSlot();
   }
 }
@@ -166,7 +171,7 @@ function settleFailure({ parts: { log }, turn, req, res }: PassedRequest, error:
   } else if (error instanceof TurnedAway) {
     turnAway(req, res, error.status, error.type, error.message);
   } else {
-    const isOurs = turn.ended.aborted || res.closed;
+    const isOurs = turn.ended.aborted || req.socket.destroyed;
     if (error instanceof Broken && !isOurs) {
       turn.fail({ status: undefined, type: 'connection_error', retryAfterSeconds: undefined });
       log('warning', 'api_unreachable', { ...turn.logFields, cause: errorCode(error.cause) ?? describeBug(error.cause) });

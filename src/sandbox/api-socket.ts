@@ -52,6 +52,7 @@ export async function openSocket(parts: ProxyParts, folder: string): Promise<Pro
     else turnAway(req, res, 429, 'rate_limit_error', 'The API can be asked during a turn only.');
   });
   server.maxConnections = maxConnections;
+  server.on('connection', (socket) => socket.setMaxListeners(0)); // each request that waits on it has one
   await listenAt(server, path);
 
   return {

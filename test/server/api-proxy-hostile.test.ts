@@ -77,6 +77,24 @@ test('a second request behind the first is checked like the first', async (t) =>
   assert.deepEqual(stage.recorded.map(({ url }) => url), [messagesPath, messagesPath]);
 });
 
+test('whoever leaves with requests waiting behind each other keeps no place', async (t) => {
+  const stage = await setStage(t);
+  const socket = await stage.openInTurn();
+  const good = requestBytes('POST /v1/messages', [], messageBody());
+  for (const _ of [1, 2, 3, 4]) {
+    const connection = await stage.connect(socket);
+    let isSecond = false;
+    stage.script = (res, request) => (isSecond ? sayOk(res, request) : (isSecond = true)); // the first is never answered
+    const before = stage.recorded.length;
+    void connection.send(Buffer.concat([good, good]));
+    await until('both to be there', () => (stage.recorded.length === before + 2 ? true : undefined));
+    connection.hangUp();
+  }
+  stage.script = sayOk;
+  assert.equal((await within('an answer', 10_000, ask(socket))).status, 200);
+  assert.deepEqual(stage.lines, []);
+});
+
 test('an upgrade is an ordinary request without it', async (t) => {
   const stage = await setStage(t);
   const reply = await ask(await stage.openInTurn(), { headers: { connection: 'Upgrade', upgrade: 'websocket', 'sec-websocket-key': 'x', expect: '100-continue' } });
