@@ -245,7 +245,8 @@ function shuffled<T>(chance: Chance, list: readonly T[]): T[] {
 const extensions = ['', '', ';a', ';a=b', ';a="b c"', `;a=${'x'.repeat(2000)}`];
 const trailers = ['', '', 'X: y\r\n', `Authorization: Bearer ${apiKey}\r\nHost: evil.test\r\n`, 'X-Request-Id: trailer\r\n'];
 
-function chunks(chance: Chance, body: Buffer): Buffer {
+/** A body in the chunked coding, with all that it allows besides: extensions, trailers, odd numbers. */
+export function chunks(chance: Chance, body: Buffer): Buffer {
   const parts = chance.pieces(body, 5).map((piece) => {
     const size = piece.length.toString(16);
     return Buffer.concat([Buffer.from(`${chance.pick(['', '000'])}${chance.pick([size, size.toUpperCase()])}${chance.pick(extensions)}\r\n`), piece, Buffer.from('\r\n')]);
@@ -254,7 +255,7 @@ function chunks(chance: Chance, body: Buffer): Buffer {
 }
 
 /** A chunked body that breaks off in nonsense, at its beginning or behind some good chunks. */
-function brokenChunks(chance: Chance, body: Buffer): Buffer {
+export function brokenChunks(chance: Chance, body: Buffer): Buffer {
   const good = Buffer.concat(chance.pieces(body, 3).map((piece) => Buffer.concat([Buffer.from(`${piece.length.toString(16)}\r\n`), piece, Buffer.from('\r\n')])));
   const nonsense = [
     'zz\r\nhello\r\n', '-5\r\nhello\r\n', '0x5\r\nhello\r\n', 'fffffffffffffffff\r\nhello\r\n', '4\r\nhello\r\n', '5\nhello\n', ' 5\r\nhello\r\n', '5\r\nhelloXX\r\n', '\r\n\r\n', '5;a=\x01\r\nhello\r\n', '5;a\nhello\r\n', '0\r\nbroken\r\n\r\n',
