@@ -41,8 +41,10 @@ test(`while a user swaps files and folders for links, the server reads, removes 
   });
   const expected = outsideNow();
   const seen = { sessions: 0, looks: 0, swept: 0, emptied: 0 };
-  const endsAt = performance.now() + raceMs;
-  while (performance.now() < endsAt) {
+  const wasRace = (): boolean => seen.swept > 0 && seen.sessions > 0 && seen.sessions < seen.looks;
+  const beganAt = performance.now();
+  // On a loaded machine the racer comes to its work late.
+  while (performance.now() < beganAt + (wasRace() ? raceMs : raceMs + 60_000)) {
     for (let i = 0; i < 200; i += 1) {
       seen.looks += 1;
       if (users.hasSession(2, ids[i % ids.length] ?? '')) seen.sessions += 1;
@@ -54,7 +56,7 @@ test(`while a user swaps files and folders for links, the server reads, removes 
   }
   assert.equal(racing.exitCode, null, 'it raced to the end');
   t.diagnostic(JSON.stringify(seen));
-  assert.ok(seen.swept > 0 && seen.sessions > 0 && seen.sessions < seen.looks, `the race was one: ${JSON.stringify(seen)}`);
+  assert.ok(wasRace(), `the race was one: ${JSON.stringify(seen)}`);
   assert.deepEqual(outsideNow(), expected);
   assert.deepEqual(names.map((name) => readFileSync(join(outside, name), 'utf8')), names.map(() => 'theirs'));
   assert.ok(descriptors() <= before, 'none stays open');
