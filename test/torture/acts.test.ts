@@ -122,7 +122,7 @@ async function actAll(stage: Stage, userId: number, mine: readonly Act[], chance
     const prompt = stage.world.isFake ? `play sh ${script}` : `act ${word}`;
     stage.commands.set(prompt, script);
     const files = chance.is(0.3) ? { files: [{ name: 'mine.txt', data: Buffer.from(own).toString('base64') }] } : {};
-    const signal = AbortSignal.timeout(act.isHungUp || chance.is(0.03) ? chance.int(500, 1500) : 20_000);
+    const signal = AbortSignal.timeout(act.isHungUp || chance.is(0.03) ? chance.int(500, 1500) : amount(8_000, 20_000));
     try {
       const reply = await within(act.name, 90_000, stage.chat(userId, { prompt, ...files, ...(sessionId !== undefined && { session_id: sessionId }) }, signal));
       if (act.goFile) await writeFile(join(stage.folder(userId), 'work', act.goFile(hostile)), '').catch(() => {});
@@ -240,9 +240,9 @@ async function play(t: TestContext, binary: string, { hostile, honest, decks, mo
 }
 
 testSandboxed('whatever users do with a shell, nothing of others reaches them, nothing is left, and honest turns are right (drawn at random)', async (t) => {
-  await play(t, fakeClaude, { hostile: 3, honest: 2, decks: amount(0.5, 100), mostMinutes: 10 });
+  await play(t, fakeClaude, { hostile: 3, honest: 2, decks: amount(0.4, 100), mostMinutes: 10 });
 });
 
 if (noSandbox === false) testWithRealClis('whatever users do with the real CLI\'s shell (drawn at random)', async (t, binary) => {
-  await play(t, binary, { hostile: 2, honest: 1, decks: amount(0.12, 20), mostMinutes: 2.5 });
+  await play(t, binary, { hostile: 2, honest: 1, decks: amount(0.06, 20), mostMinutes: 2.5 });
 });
