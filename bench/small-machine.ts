@@ -42,7 +42,7 @@ class SmallMachine {
 
   /** Takes so much memory, holds it for two seconds, and gives it back. */
   async hog(takenMib: number): Promise<void> {
-    await once(this.#group.hog(takenMib, takenMib / 100), 'exit');
+    await once(this.#group.hog(takenMib, takenMib / 100, 2), 'exit');
   }
 
   killed(): Promise<number> {

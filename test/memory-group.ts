@@ -55,9 +55,9 @@ export class MemoryGroup {
     return spawn(program, args, { stdio: ['ignore', 'ignore', 'inherit'] });
   }
 
-  /** A process that takes so much memory, step by step within so many seconds, holds it for two seconds, and ends. */
-  hog(takenMib: number, seconds: number): ChildProcess {
-    return this.spawn(process.execPath, '--eval', hogScript, String(takenMib), String(seconds));
+  /** A process that takes so much memory, step by step within so many seconds, holds it for a while, and ends. */
+  hog(takenMib: number, seconds: number, heldSeconds: number): ChildProcess {
+    return this.spawn(process.execPath, '--eval', hogScript, String(takenMib), String(seconds), String(heldSeconds));
   }
 
   /** Processes that the kernel ended in it for want of memory. */
@@ -87,11 +87,11 @@ export class MemoryGroup {
 }
 
 const hogScript = `
-const [takenMib, seconds] = process.argv.slice(1).map(Number);
+const [takenMib, seconds, heldSeconds] = process.argv.slice(1).map(Number);
 const parts = [];
 const timer = setInterval(() => {
   parts.push(Buffer.alloc(5 << 20, 1));
   if (parts.length * 5 < takenMib) return;
   clearInterval(timer);
-  setTimeout(() => process.exit(0), 2000);
+  setTimeout(() => process.exit(0), heldSeconds * 1000);
 }, (seconds * 1000) / (takenMib / 5));`;

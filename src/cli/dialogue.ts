@@ -131,6 +131,11 @@ export class Dialogue {
     this.#settle({ costUsd: 0, outcome: { problem: problem.with({ cause }) } });
   }
 
+  /** Whether the prompt was heard cannot be told: it must not be said again to another process. */
+  doubt(): void {
+    if (this.#turn !== undefined) this.#turn.wasHeard = true;
+  }
+
   #onInit(turn: Turn, sessionId: string, version: string): void {
     this.#requireOwn(sessionId);
     this.#hasBegun = true;

@@ -182,22 +182,26 @@ export class Worker {
       if (this.#exit !== undefined) return;
       this.#exit = exit;
       resolveExited();
-      void this.#drain().then(() => this.#failTurn());
+      void this.#drain().then((isAll) => {
+        if (!isAll) this.#dialogue.doubt();
+        this.#failTurn();
+      });
     };
     this.#child.on('error', (error) => onGone({ code: null, signal: null, spawnError: errorCode(error) ?? '' }));
     // 'exit', not 'close': a tool the CLI started may hold our pipe open for minutes.
     this.#child.on('exit', (code, signal) => onGone({ code, signal }));
   }
 
-  /** Waits for what the CLI wrote before it ended; the result may be in it. */
-  async #drain(): Promise<void> {
+  /** Waits for what the CLI wrote before it ended; the result may be in it. Gives whether nobody is left who may write more. */
+  async #drain(): Promise<boolean> {
     const { stdout } = this.#child;
-    if (this.#exit?.spawnError !== undefined) return;
+    if (this.#exit?.spawnError !== undefined) return true;
     const open = [stdout, statusPipeOf(this.#child)].filter((stream) => stream !== undefined && !stream.closed);
     const closed = Promise.all(open.map((stream) => new Promise((resolve) => stream?.once('close', resolve))));
-    await inTime(closed, drainMs, []);
+    const isAll = await inTime(closed.then(() => true), drainMs, false);
     stdout.destroy();
     this.#child.stderr.destroy();
+    return isAll;
   }
 
   #read(chunk: Buffer): void {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { chmod, cp, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -99,9 +99,20 @@ class People {
     await Promise.all(this.#people.map((person) => this.#turn(person)));
   }
 
-  /** One after another at random, for so many turns or until `isOver`. */
-  async some(turns: number, isOver = () => false): Promise<void> {
-    for (let i = 0; i < turns && !isOver(); i += 1) await this.#turn(this.#chance.pick(this.#people));
+  /** One after another at random, for so many turns. */
+  async some(turns: number): Promise<void> {
+    for (let i = 0; i < turns; i += 1) await this.#turn(this.#chance.pick(this.#people));
+  }
+
+  /** Every other one of them, two at a time, until this program has ended; gives its exit code and signal. */
+  async beside(program: ChildProcess): Promise<[number | null, string | null]> {
+    const ended = once(program, 'exit') as Promise<[number | null, string | null]>;
+    const isOver = (): boolean => program.exitCode !== null || program.signalCode !== null;
+    const talk = async (people: readonly Person[]): Promise<void> => {
+      while (!isOver()) await this.#turn(this.#chance.pick(people));
+    };
+    await Promise.all([0, 1].map((half) => talk(this.#people.filter((_person, i) => i % 2 === half))));
+    return ended;
   }
 
   /** How long the turns since the last call took. */
@@ -174,11 +185,8 @@ async function onMachine(t: TestContext, mebibytes: number, slim: number, fat: n
 
   // All but what the server needs for a turn or two at a time.
   const taken = mebibytes - (mebibytes > 600 ? 450 : 330);
-  const hog = once(others.hog(taken, amount(4, 7)), 'exit');
-  let isOver = false;
-  void hog.finally(() => (isOver = true));
-  await people.some(Infinity, () => isOver);
-  assert.deepEqual(await hog, [0, null], 'the hog had what it wanted');
+  const hog = others.hog(taken, amount(4, 7), amount(1, 15));
+  assert.deepEqual(await people.beside(hog), [0, null], 'the hog had what it wanted');
   await told(`beside a hog of ${taken} MiB`);
 
   for (const signal of (['SIGTERM', 'SIGKILL'] as const).slice(0, amount(1, 2))) {
@@ -196,11 +204,7 @@ async function onMachine(t: TestContext, mebibytes: number, slim: number, fat: n
 
   if (!isTorture) return;
   // Takes all there is, and is ended for it.
-  const greedy = once(others.hog(4 * mebibytes, 28), 'exit');
-  isOver = false;
-  void greedy.finally(() => (isOver = true));
-  await people.some(Infinity, () => isOver);
-  assert.deepEqual(await greedy, [null, 'SIGKILL']);
+  assert.deepEqual(await people.beside(others.hog(4 * mebibytes, 60, 0)), [null, 'SIGKILL']);
   await told('beside one that is ended for its greed');
   await people.all();
   await people.some(20);

@@ -80,6 +80,20 @@ test('a turn that is ended while the boxes are still emptied ends at once, is no
   assert.ok(!existsSync(join(folder, '1')));
 });
 
+// As where what is around the CLI is ended from outside: the CLI, which is ended with it, may take a prompt in its last moments.
+test('a prompt counts as heard where the process has gone and somebody in it may still read', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'claude-api-worker-'));
+  t.after(() => rmSync(folder, { recursive: true, force: true }));
+  const own = new Boxes(join(folder, '1'));
+  for (const path of [own.inbox, own.outbox]) mkdirSync(path, { recursive: true });
+  const script = 'exec 3<&0; (sleep 2; cat >said) <&3 & sleep 0.3';
+  const worker = new Worker({ ...launch, command: '/bin/sh', args: ['-c', script], cwd: folder, boxes: own });
+  const { wasHeard } = await within('the end of the turn', 10_000, worker.turn({ prompt: 'hello' }, new AbortController().signal, () => {}));
+  await until('what was read', () => existsSync(join(folder, 'said')) && readFileSync(join(folder, 'said'), 'utf8').includes('hello') ? true : undefined);
+  assert.equal(wasHeard, true);
+  await worker.stop();
+});
+
 test('a pipe to the CLI that breaks ends nothing', (t) => {
   const { spawn } = childProcess;
   const started: ChildProcess[] = [];
