@@ -41,7 +41,11 @@ export function createShare(total: number): Share {
           reject(signal.reason);
           serve();
         };
-        const waiter = { amount, grant: () => resolve(takeNow(amount)) };
+        const grant = (): void => {
+          signal.removeEventListener('abort', onAbort);
+          resolve(takeNow(amount));
+        };
+        const waiter = { amount, grant };
         signal.addEventListener('abort', onAbort);
         waiting.add(waiter);
         serve();

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { getEventListeners } from 'node:events';
 import { setImmediate as nextTick } from 'node:timers/promises';
 import { test } from 'node:test';
 import { createShare } from '../../../src/sandbox/share.ts';
@@ -43,4 +44,14 @@ test('who gives up while waiting takes nothing and holds nobody up', async () =>
   (await other)();
   half();
   await share.take(2, never);
+});
+
+test('on a signal that lives as long as the server nothing is left of those who were served', async () => {
+  const share = createShare(1);
+  const { signal } = new AbortController();
+  const first = await share.take(1, signal);
+  const second = share.take(1, signal);
+  first();
+  (await second)();
+  assert.equal(getEventListeners(signal, 'abort').length, 0);
 });
