@@ -56,10 +56,7 @@ export class Boxes {
 
   /** Removes both, with all that is in them. To be called when the process is gone; never rejects. */
   remove(): Promise<void> {
-    return this.#inOrder(async () => {
-      await this.#empty();
-      await Folder.use(dirname(this.#folder), [], (turns) => turns.remove(basename(this.#folder)));
-    });
+    return this.#inOrder(() => Folder.use(dirname(this.#folder), [], (turns) => turns.remove(basename(this.#folder))));
   }
 
   async #fill(files: readonly TurnFile[]): Promise<void> {

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
-import { createServer } from 'node:http';
+import { EventEmitter, once } from 'node:events';
+import http, { createServer, type RequestOptions } from 'node:http';
+import https from 'node:https';
+import { syncBuiltinESMExports } from 'node:module';
 import type { AddressInfo } from 'node:net';
 import { test } from 'node:test';
 import { createUpstream } from '../../../src/sandbox/upstream.ts';
@@ -21,4 +23,25 @@ test("a gateway's own path stands before the API's, with a slash at its end or w
     assert.equal(String(await body.setEncoding('utf8').toArray()), '/a/b/v1/messages?beta=true');
     upstream.close();
   }
+});
+
+test('the API is asked at its own host and port, with the headers that the operator adds', (t) => {
+  const asked: string[] = [];
+  let sent: unknown;
+  for (const [protocol, module] of [['http', http], ['https', https]] as const) {
+    t.mock.method(module, 'request', ({ host, port, headers }: RequestOptions) => {
+      asked.push([protocol, host, port].join(' '));
+      sent = headers;
+      return Object.assign(new EventEmitter(), { end: () => {}, destroy: () => {} });
+    });
+  }
+  syncBuiltinESMExports();
+  t.after(() => (t.mock.restoreAll(), syncBuiltinESMExports()));
+  const env = { ANTHROPIC_CUSTOM_HEADERS: 'X-One: a: b \n\nno header\n x_two :c\n' };
+  for (const baseUrl of ['https://x.example', 'http://x.example', 'http://[::1]:8080']) {
+    const answer = createUpstream({ baseUrl, env, firstByteMs: 1 }).send({ path: '/', headers: { 'x-app': 'cli' }, body: Buffer.from('{}') }, new AbortController().signal);
+    void answer.catch(() => {});
+  }
+  assert.deepEqual(asked, ['https x.example 443', 'http x.example 80', 'http ::1 8080']);
+  assert.deepEqual(sent, { 'x-app': 'cli', 'x-one': 'a: b', x_two: 'c', host: '[::1]:8080', 'content-length': '2' });
 });
