@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { hasProgramRun, inside, openFilter, rootOptions, sandboxArgv, writeOwnFiles } from '../../../src/sandbox/sandbox.ts';
+import { hasProgramRun, inside, openFilter, rootOptions, sandboxArgv, walkArgv, writeOwnFiles } from '../../../src/sandbox/sandbox.ts';
 
 const machine = { bwrap: '/usr/bin/bwrap', claude: '/h/claude', node: '/h/node', ownFiles: '/s/sandbox', root: ['--ro-bind', '/usr', '/usr'] };
 const folders = { home: '/s/users/1/home', work: '/s/users/1/work', tmp: '/s/users/1/tmp', api: '/r/1', inbox: '/s/users/1/turns/1/in', outbox: '/s/users/1/turns/1/out' };
@@ -36,6 +36,15 @@ test('what can be written inside are the folders of this process, and nothing el
   assert.deepEqual(writable, [
     [folders.tmp, '/tmp'], [folders.tmp, '/var/tmp'], [folders.tmp, '/dev/shm'], [folders.home, '/home/claude'], [folders.work, '/work'], [folders.outbox, '/outbox'],
   ]);
+});
+
+test('a program that walks one folder can write there alone, and sees no other', () => {
+  const words = walkArgv(machine, '/s/users/1', ['/usr/bin/du', '/user']);
+  const calls = parsed(words.slice(0, words.indexOf('--')));
+  assert.deepEqual(calls.filter(([name]) => name === '--bind'), [['--bind', '/s/users/1', '/user']]);
+  assert.deepEqual(calls.filter(([name]) => name === '--dev'), [['--dev', '/dev']]);
+  assert.deepEqual([calls.at(-1), words.slice(words.indexOf('--'))], [['--remount-ro', '/'], ['--', '/usr/bin/du', '/user']]);
+  for (const wall of ['--unshare-user', '--unshare-pid', '--unshare-ipc', '--unshare-net', '--die-with-parent', '--new-session']) assert.ok(words.includes(wall), wall);
 });
 
 test('folders a process does not have are not bound', () => {
