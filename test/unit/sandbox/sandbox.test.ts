@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -86,4 +87,17 @@ test('on an architecture without a filter nothing is written', () => {
 test('what bubblewrap says of itself: nothing, a first process, a program that ended', () => {
   const begun = '{\n    "child-pid": 4711,\n    "cgroup-namespace": 4026531835\n }\n';
   assert.deepEqual(['', `${begun}{ "exit-c`, begun, `${begun}{ "exit-code": 137 }\n`].map(hasProgramRun), [false, false, false, true]);
+});
+
+test('what whoever started the server left open is closed, but for the channel of a parent that is Node', () => {
+  const script = `import { readlinkSync } from 'node:fs';
+    import { closeInheritedDescriptors } from ${JSON.stringify(new URL('../../../src/sandbox/sandbox.ts', import.meta.url))};
+    const leadsOut = (fd) => { try { return readlinkSync('/proc/self/fd/' + fd) === '/'; } catch { return false; } };
+    const before = [40, 41].map(leadsOut);
+    closeInheritedDescriptors(41);
+    console.log(JSON.stringify([before, [40, 41].map(leadsOut)]));`;
+  const node = [process.execPath, '--import', import.meta.resolve('tsx'), '--input-type=module', '-e', script];
+  // Node itself sees to the low numbers.
+  const { stdout } = spawnSync('bash', ['-c', 'exec "$0" "$@" 40</ 41</', ...node], { encoding: 'utf8', timeout: 30_000 });
+  assert.deepEqual(JSON.parse(stdout), [[true, true], [false, true]]);
 });
