@@ -27,10 +27,10 @@ class Stage {
   endByDisk: (problem: Problem) => void = () => {};
   readonly prompts: string[] = [];
   readonly closing = new AbortController();
-  readonly ends: TurnEnd[];
+  readonly ends: Array<TurnEnd | Promise<TurnEnd>>;
   readonly chat: Chat;
 
-  constructor(ends: TurnEnd[], hasOwnLogin = true) {
+  constructor(ends: Stage['ends'], hasOwnLogin = true) {
     this.ends = ends;
     const turn: Worker['turn'] = ({ prompt }, signal, onEvent) => {
       this.prompts.push(prompt);
@@ -104,6 +104,23 @@ test('only a process that was there already is replaced when it never heard the 
     await stage.failure();
     assert.equal(stage.renewals, renewals, `${origin}, heard: ${String(wasHeard)}`);
   }
+});
+
+test('a turn that is begun anew has what is left of its time', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  let end = (_end: TurnEnd): void => {};
+  const stage = new Stage([new Promise<TurnEnd>((resolve) => (end = resolve))]);
+  stage.origin = 'warm';
+  const failure = stage.failure();
+  const tried = async (times: number): Promise<void> => {
+    while (stage.prompts.length < times) await new Promise((resolve) => setImmediate(resolve));
+  };
+  await tried(1);
+  t.mock.timers.tick(4_000);
+  end(failed('claude_failed', false));
+  await tried(2);
+  t.mock.timers.tick(1_000);
+  assert.equal((await failure).code, 'claude_timeout');
 });
 
 test('a login that failed and folders that went away retire the processes that are there; other failures do not', async () => {
