@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
+import childProcess, { type ExecFileOptions } from 'node:child_process';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { syncBuiltinESMExports } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -8,6 +10,7 @@ import { loginFilePath } from '../../src/host/login.ts';
 import { createCredentials } from '../../src/sandbox/credentials.ts';
 import { createLoginFile, refreshByCli } from '../../src/sandbox/login-file.ts';
 import { ask, fail, messageBody, sayOk, setStage, type Script } from '../api-stage.ts';
+import { within } from '../running-server.ts';
 
 const binary = fileURLToPath(new URL('../bin/claude-auth', import.meta.url));
 const minute = 60_000;
@@ -128,6 +131,35 @@ test('a login that ends in five minutes is used as it is', async (t) => {
   const stage = await setStage(t, { env: {}, loginFile: home.loginFile, script: knowsOnly('old') });
   assert.equal((await ask(await stage.openInTurn())).status, 200);
   assert.deepEqual(await home.runs(), []);
+});
+
+test('the CLI is run when a login has four minutes left, and again after a minute where that did not help; not for one without an end', async (t) => {
+  const home = await makeHome(t);
+  let nowMs = 0;
+  const runsAtMs: number[] = [];
+  const file = createLoginFile(home.path, async () => void runsAtMs.push(nowMs), () => nowMs);
+  for (const [name, expiresAt] of [['endless', 'soon'], ['old', 10 * minute]]) {
+    await writeFile(home.path, JSON.stringify({ claudeAiOauth: { accessToken: name, expiresAt } }));
+    for (nowMs of [6 * minute - 1, 6 * minute, 7 * minute - 1, 7 * minute]) assert.equal((await file.current())?.accessToken, name);
+  }
+  assert.deepEqual(runsAtMs, [6 * minute, 7 * minute]);
+});
+
+test('a CLI that hangs is ended after 30 s', async (t) => {
+  const home = await makeHome(t);
+  const deaf = join(home.path, '..', 'deaf');
+  await writeFile(deaf, "#!/bin/sh\ntrap '' TERM\nexec sleep 60\n", { mode: 0o755 });
+  const real = childProcess.execFile;
+  const times: unknown[] = [];
+  const inHundredths = (file: string, args: string[], options: ExecFileOptions, done: () => void): unknown => {
+    times.push(options.timeout);
+    return real(file, args, { ...options, timeout: Math.ceil((options.timeout ?? 0) / 100) }, done);
+  };
+  t.mock.method(childProcess, 'execFile', inHundredths as typeof real);
+  syncBuiltinESMExports();
+  t.after(() => (t.mock.restoreAll(), syncBuiltinESMExports()));
+  await within('its end', 20_000, refreshByCli(deaf, home.env));
+  assert.deepEqual(times, [30_000]);
 });
 
 test('a 401 that another login cures is not seen by the client', async (t) => {

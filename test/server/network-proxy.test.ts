@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { createServer, type Socket } from 'node:net';
+import { createServer, Socket } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { test, type TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { createLog } from '../../src/log.ts';
 import { createAddressCheck } from '../../src/sandbox/addresses.ts';
-import { createNetworkProxy } from '../../src/sandbox/network-proxy.ts';
+import type { ProxySocket } from '../../src/sandbox/api-socket.ts';
+import { createNetworkProxy, withNetwork } from '../../src/sandbox/network-proxy.ts';
 import { requestBytes, type Connection } from '../http-client.ts';
 import { needs } from '../needs.ts';
 import { NetworkStage } from '../network-stage.ts';
@@ -48,12 +49,15 @@ test('what is sent along with CONNECT arrives', async (t) => {
   await connection.received('early');
 });
 
+/** A name of 253 letters, the most that DNS has. */
+const longest = `${'a.'.repeat(120)}below.example`;
+
 test('a wildcard has what is below it', async (t) => {
-  const stage = await setStage(t, { names: { 'a.b.below.example': [here], 'below.example': [here], 'evilbelow.example': [here] } });
+  const stage = await setStage(t, { names: { 'a.b.below.example': [here], [longest]: [here], 'below.example': [here], 'evilbelow.example': [here] } });
   const socket = await stage.open();
-  assert.equal((await stage.tunnel(socket, 'a.b.below.example:443')).status, 200);
+  for (const host of ['a.b.below.example', longest]) assert.equal((await stage.tunnel(socket, `${host}:443`)).status, 200);
   for (const host of ['below.example', 'evilbelow.example']) assert.equal((await stage.tunnel(socket, `${host}:443`)).status, 403);
-  assert.deepEqual(stage.dialled, [here]);
+  assert.deepEqual(stage.dialled, [here, here]);
 });
 
 test('a host that is not in the list is named to who asked and in the log, and not even looked up', async (t) => {
@@ -69,14 +73,14 @@ test('a host that is not in the list is named to who asked and in the log, and n
 
 for (const target of [
   'allowed.example:80', 'allowed.example:22', 'allowed.example:0443', 'allowed.example:4430', 'allowed.example:', 'allowed.example', ':443', '443', 'allowed.example:443:443', 'user@allowed.example:443',
-  'https://allowed.example:443', 'https://allowed.example/', '/', '*', '[allowed.example]:443', '[93.184.215.14]:443', 'allowed.example%00.evil:443', 'allowed.example#:443', `${'a.'.repeat(5000)}example:443`,
+  'https://allowed.example:443', 'https://allowed.example/', '/', '*', '[allowed.example]:443', '[93.184.215.14]:443', 'allowed.example%00.evil:443', 'allowed.example#:443', `a${longest}:443`, `${'a.'.repeat(5000)}example:443`,
 ]) {
   test(`no target: ${target.slice(0, 40)}`, async (t) => {
     const stage = await setStage(t, { hosts: 'public' });
     const connection = await stage.connect(await stage.open());
     void connection.send(requestBytes(`CONNECT ${target}`));
-    assert.match(await connection.ended(), /^HTTP\/1\.1 (403|400|502) /);
-    assert.deepEqual(stage.dialled, []);
+    assert.match(await connection.ended(), /^HTTP\/1\.1 40[03] /);
+    assert.deepEqual([stage.dialled, stage.lookedUp], [[], []]);
   });
 }
 
@@ -90,7 +94,7 @@ test('CONNECT without a target, and what is not CONNECT, leads nowhere', async (
   }
   const connection = await stage.connect(socket);
   void connection.send('GET http://allowed.example/ HTTP/1.1\r\nHost: allowed.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n');
-  assert.match(await connection.ended(), /^HTTP\/1\.1 403 /);
+  assert.match(await connection.ended(), /^HTTP\/1\.1 403 [^]*\r\nconnection: close\r\n/);
   assert.deepEqual(stage.dialled, []);
 });
 
@@ -149,16 +153,18 @@ test('a name that resolves otherwise the second time is connected to where it wa
 });
 
 test('a name that nobody has, and an address where nobody is, are a 502 that is no news for the log', async (t) => {
-  const stage = await setStage(t, { names: { 'nobody.below.example': [there], 'broken.below.example': () => Promise.reject(new Error('no DNS')) } });
+  const stage = await setStage(t, { names: { 'nobody.below.example': Array<string>(6).fill(there), 'broken.below.example': () => Promise.reject(new Error('no DNS')) } });
   const socket = await stage.open();
   assert.deepEqual((await stage.tunnel(socket, 'unknown.below.example:443')).body, 'No connection (unknown host).\n');
   assert.equal((await stage.tunnel(socket, 'broken.below.example:443')).status, 502);
   assert.deepEqual((await stage.tunnel(socket, 'nobody.below.example:443')).body, 'No connection (ECONNREFUSED).\n');
+  assert.equal(stage.dialled.length, 4, 'of many addresses the first four are tried');
   assert.deepEqual(stage.lines, []);
 });
 
 test('without a turn nothing is connected; with its end everything is cut', async (t) => {
-  const stage = await setStage(t, { names: { 'slow.below.example': () => new Promise((resolve) => setTimeout(resolve, 300, [here])) } });
+  let find = (_addresses: string[]): void => {};
+  const stage = await setStage(t, { names: { 'slow.below.example': () => new Promise((resolve) => (find = resolve)) } });
   const socket = await stage.open();
   const { connection } = await stage.tunnel(socket, 'allowed.example:443');
   await echoes(connection, 'hello');
@@ -168,6 +174,7 @@ test('without a turn nothing is connected; with its end everything is cut', asyn
   socket.endTurn();
   await connection.ended();
   await late.ended();
+  find([here]);
   const { status, body } = await stage.tunnel(socket, 'allowed.example:443');
   assert.deepEqual([status, body], [403, 'The network is closed between turns.\n']);
   socket.beginTurn({ user: 7 });
@@ -218,6 +225,37 @@ test('who leaves while the connection is being made leaves none', async (t) => {
   await until('a look-up', () => stage.lookedUp[0]);
   connection.hangUp();
   await until('the end of what was made', () => closed || undefined);
+});
+
+test('a connection that is being made ends with its turn', async (t) => {
+  const stage = await setStage(t);
+  const made = new Socket();
+  stage.proxy = createNetworkProxy({ hosts: 'public', addresses: createAddressCheck(), log: createLog('json', { write: () => {} }), dial: () => made });
+  const socket = await stage.open();
+  const connection = await stage.connect(socket);
+  void connection.send(requestBytes(`CONNECT ${here}:443`));
+  await until('the attempt', () => made.listenerCount('connect') || undefined);
+  socket.endTurn();
+  await until('its end', () => made.destroyed || undefined);
+});
+
+test('where the network cannot be opened the API is closed too', async () => {
+  let isClosed = false;
+  const api = { path: '/x/s', close: async () => void (isClosed = true) } as unknown as ProxySocket;
+  await assert.rejects(withNetwork(api, { open: () => Promise.reject(new Error('no place')) }), /no place/);
+  assert.ok(isClosed);
+});
+
+test('who leaves before the answer does no harm', async (t) => {
+  let find = (_addresses: string[]): void => {};
+  const stage = await setStage(t, { names: { 'slow.below.example': () => new Promise((resolve) => (find = resolve)) } });
+  const socket = await stage.open();
+  const connection = await stage.connect(socket);
+  void connection.send(requestBytes('CONNECT slow.below.example:443'));
+  await until('a look-up', () => stage.lookedUp[0]);
+  connection.hangUp();
+  find([]);
+  assert.equal((await stage.tunnel(socket, 'allowed.example:443')).status, 200);
 });
 
 test('a head that drips and a flow that falls silent are cut', async (t) => {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -68,4 +68,11 @@ test('a state folder remembers that there was a sandbox, and one that cannot be 
   assert.equal(hasEverBeenSandboxed(folder), true);
   assert.deepEqual(readdirSync(folder), ['sandboxed'], 'the name is the one that earlier servers wrote');
   assert.equal(hasEverBeenSandboxed(`${'x'.repeat(5000)}`), true);
+});
+
+test('what has the name of the mark already is not written to: the service user could not', (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'claude-api-test-'));
+  t.after(() => rmSync(folder, { recursive: true }));
+  mkdirSync(join(folder, 'sandboxed'));
+  rememberSandbox(folder);
 });

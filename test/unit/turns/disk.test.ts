@@ -83,29 +83,32 @@ test('when the disk runs full, all turns of the user whose folder grew most are 
     disk.shortage = undefined; // at once: the next look is 10 ms away
     ended.push(code === 'user_storage_full' ? userId : NaN);
   };
-  const ends = [1, 2, 2, 3].map((userId) => disk.limit.begin(userId, ({ code }) => end(userId, code)));
+  const ends = [2, 1, 2, 2, 3].map((userId) => disk.limit.begin(userId, ({ code }) => end(userId, code)));
+  ends[0]?.();
   disk.hold(1, 20);
   disk.hold(2, 60);
-  disk.hold(3, 50);
+  disk.hold(3, 65); // more, but grown less
   disk.shortage = 'bytes';
   await until('an end', () => (ended.length > 0 ? true : undefined));
   assert.deepEqual(ended, [2, 2]);
   for (const over of ends) over();
 });
 
-test('turns that wrote little go on where others filled the disk', async () => {
-  const disk = new Disk();
-  disk.hold(1, 10);
-  await disk.limit.admit(1);
-  const end = disk.limit.begin(1, () => assert.fail('it was ended'));
-  disk.hold(1, 20, 500);
-  disk.shortage = 'files';
-  await until('two counts', () => (disk.counted.length >= 3 ? true : undefined));
-  end();
-  const looks = disk.counted.length;
-  await new Promise((resolve) => setTimeout(resolve, 50));
-  assert.equal(disk.counted.length, looks, 'nobody is looked at between turns');
-});
+for (const shortage of ['bytes', 'files'] as const) {
+  test(`turns that wrote little go on where others filled the disk: ${shortage}`, async () => {
+    const disk = new Disk();
+    disk.hold(1, 10);
+    await disk.limit.admit(1);
+    const end = disk.limit.begin(1, () => assert.fail('it was ended'));
+    disk.hold(1, 20, 500);
+    disk.shortage = shortage;
+    await until('two counts', () => (disk.counted.length >= 3 ? true : undefined));
+    end();
+    const looks = disk.counted.length;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    assert.equal(disk.counted.length, looks, 'nobody is looked at between turns');
+  });
+}
 
 test('who filled the disk has no turn while it is full, and the others get the reserve', async () => {
   const disk = new Disk();
@@ -161,6 +164,22 @@ test('a folder that is not counted in time when the disk runs full is the one th
   disk.shortage = 'bytes';
   await until('an end', () => ended[0]);
   assert.deepEqual(ended[0], 1);
+});
+
+test('a folder that was too large to be counted from the start is the one that grew most', async () => {
+  const disk = new Disk();
+  let finish = (): void => {};
+  disk.slow.set(1, new Promise<void>((resolve) => (finish = resolve)));
+  disk.hold(1, Infinity, Infinity);
+  disk.hold(2, 10);
+  for (const userId of [2, 1]) await disk.limit.admit(userId);
+  const ended: number[] = [];
+  for (const userId of [2, 1]) disk.limit.begin(userId, () => void ended.push(userId));
+  finish();
+  await until('a reserve', () => (disk.reserve.isKept ? true : undefined));
+  disk.hold(2, 60);
+  disk.shortage = 'bytes';
+  assert.equal(await until('an end', () => ended[0]), 1);
 });
 
 test('a folder that was counted only after its turn began grows from there', async () => {
