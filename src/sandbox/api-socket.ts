@@ -68,7 +68,7 @@ export async function openSocket(parts: ProxyParts, folder: string): Promise<Pro
       return report;
     },
     async close() {
-      await closeAt(server, path);
+      endServer(server);
       await rmdir(folder).catch(() => {});
     },
   };
@@ -86,9 +86,8 @@ export async function listenAt(server: Server, path: string): Promise<void> {
   server.on('error', () => {}); // a connection that could not be taken is the client's failure
 }
 
-/** Ends the server with its connections and removes its path. Never rejects; may be called twice. */
-export async function closeAt(server: Server, path: string): Promise<void> {
+/** Ends the server with its connections; its path goes with it. May be called twice. */
+export function endServer(server: Server): void {
   server.close();
   server.closeAllConnections();
-  await rm(path, { force: true }).catch(() => {});
 }

@@ -7,7 +7,7 @@ import { hasHost, type HostList } from '../host/host-list.ts';
 import type { Fields, Log } from '../log.ts';
 import { errorCode } from '../problem.ts';
 import type { AddressCheck } from './addresses.ts';
-import { closeAt, listenAt, type ProxySocket } from './api-socket.ts';
+import { endServer, listenAt, type ProxySocket } from './api-socket.ts';
 
 /** The way out for what tools fetch: a proxy outside that takes CONNECT (RFC 9110, section 9.3.6) to port 443 of allowed hosts. */
 export interface NetworkProxy {
@@ -153,7 +153,7 @@ export function createNetworkProxy(options: NetworkProxyOptions): NetworkProxy {
         async close() {
           clearTimeout(startTimer);
           endTurn();
-          await closeAt(server, path);
+          endServer(server);
         },
       };
     },

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { chmod, mkdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
 import { socketPathProblem } from '../../src/sandbox/api-socket.ts';
 import { ask, countPath, events, fail, messageBody, sayOk, setStage, stream, type Script } from '../api-stage.ts';
 import { requestBytes } from '../http-client.ts';
@@ -64,6 +65,7 @@ test('outside its turn every request is turned away with its body unread, on a c
   const connection = await stage.connect(socket);
   const big = 'x'.repeat(3_000_000);
   for (const round of [1, 2]) {
+    await setTimeout(1200); // Node's own limit of idle time, were one set, adds a second
     void connection.send(requestBytes(`POST /v1/messages`, [], big));
     const early = await connection.answer(`the answer before turn ${round}`);
     assert.equal(early.status, 429);
@@ -264,6 +266,18 @@ test("a socket's folder and socket are its user's alone, and gone when it is clo
   await socket.close();
   assert.equal(await within('the end of the request', 5_000, pending), 'broken');
   await assert.rejects(stat(dirname(socket.path)), { code: 'ENOENT' });
+});
+
+test('of the connections of a process 64 stand', async (t) => {
+  const stage = await setStage(t);
+  const socket = await stage.open();
+  const tries = Array.from({ length: 70 }, async () => {
+    const connection = await stage.connect(socket);
+    void connection.send(requestBytes('GET /'));
+    return connection.answer('an answer');
+  });
+  const stood = (await Promise.allSettled(tries)).filter(({ status }) => status === 'fulfilled');
+  assert.equal(stood.length, 64);
 });
 
 test('a path that the kernel would cut short is refused', async (t) => {

@@ -227,16 +227,23 @@ test('who leaves while the connection is being made leaves none', async (t) => {
   await until('the end of what was made', () => closed || undefined);
 });
 
-test('a connection that is being made ends with its turn', async (t) => {
+test('an address that does not answer is given up, and with its turn at once', async (t) => {
   const stage = await setStage(t);
   const made = new Socket();
-  stage.proxy = createNetworkProxy({ hosts: 'public', addresses: createAddressCheck(), log: createLog('json', { write: () => {} }), dial: () => made });
+  const options = { hosts: 'public', addresses: createAddressCheck(), log: createLog('json', { write: () => {} }), dial: () => made } as const;
+  stage.proxy = createNetworkProxy({ ...options, dial: () => new Socket(), connectMs: 100 });
+  assert.equal((await stage.tunnel(await stage.open(), `${here}:443`)).body, 'No connection (ETIMEDOUT).\n');
+  stage.proxy = createNetworkProxy(options);
   const socket = await stage.open();
   const connection = await stage.connect(socket);
   void connection.send(requestBytes(`CONNECT ${here}:443`));
   await until('the attempt', () => made.listenerCount('connect') || undefined);
   socket.endTurn();
-  await until('its end', () => made.destroyed || undefined);
+  await until('its end', () => made.destroyed || undefined, 5000); // before the attempt is given up
+});
+
+test('a folder that is not there is an error', async (t) => {
+  await assert.rejects((await setStage(t)).proxy.open('/nowhere/at/all'), { code: /^(ENOENT|EACCES)$/ });
 });
 
 test('where the network cannot be opened the API is closed too', async () => {
