@@ -14,6 +14,7 @@ class Disk {
   /** What the count of a user's folder waits for. */
   readonly slow = new Map<number, Promise<unknown>>();
   shortage: keyof FolderSize | undefined;
+  looks = 0;
   readonly reserve = { isKept: false, keep: async () => void (this.reserve.isKept = true), give: async () => void (this.reserve.isKept = false) };
   readonly limit: DiskLimit;
 
@@ -24,7 +25,10 @@ class Disk {
         await this.slow.get(userId);
         return this.sizes.get(userId);
       },
-      shortage: () => this.shortage,
+      shortage: () => {
+        this.looks += 1;
+        return this.shortage;
+      },
       max: { bytes: 100 * mib, files: 1000 },
       reserve: this.reserve,
       watchMs: 10,
@@ -45,7 +49,7 @@ class Disk {
 
 test('up to the limit a turn runs, a tenth above it Claude is told, beyond that no turn runs', async () => {
   const disk = new Disk();
-  for (const [userId, mebibytes, files] of [[1, 100, 1000], [2, 101, 10], [3, 10, 1001], [4, 110, 1100]] as const) disk.hold(userId, mebibytes, files);
+  for (const [userId, mebibytes, files] of [[1, 100, 1000], [2, 100.5, 10], [3, 10, 1001], [4, 110, 1100]] as const) disk.hold(userId, mebibytes, files);
   assert.equal(await disk.limit.admit(1), undefined);
   assert.match((await disk.limit.admit(2)) ?? '', /hold 101 MiB of 100 and 10 files of 1000\. Make room/);
   for (const userId of [3, 4]) assert.match((await disk.limit.admit(userId)) ?? '', /Make room/);
@@ -53,6 +57,7 @@ test('up to the limit a turn runs, a tenth above it Claude is told, beyond that 
   disk.hold(6, 1, 1101);
   disk.hold(7, Infinity, Infinity);
   for (const userId of [5, 6, 7]) assert.equal(await disk.refusal(userId), 'user_storage_full');
+  await assert.rejects(disk.limit.admit(5), /more than 100 MiB \(CLAUDE_USER_DISK_MB\) and 1000 files/);
 });
 
 test('what cannot be counted refuses nobody', async () => {
@@ -72,6 +77,16 @@ test('a folder is counted before the first turn and after others, not before eac
   assert.deepEqual(disk.counted, [1, 1], 'three turns, one count; and one who asks again at once is not counted');
 });
 
+test('who is over the limit is counted again after 5 s, who is not is not', async (t) => {
+  const disk = new Disk();
+  disk.hold(1, 111);
+  disk.hold(2, 110);
+  let nowMs = 0;
+  t.mock.method(performance, 'now', () => nowMs);
+  for (nowMs of [9000, 13_999, 14_000]) for (const userId of [1, 2]) await disk.refusal(userId);
+  assert.deepEqual(disk.counted, [1, 2, 1]);
+});
+
 test('when the disk runs full, all turns of the user whose folder grew most are ended, of others none', async () => {
   const disk = new Disk();
   const ended: number[] = [];
@@ -85,6 +100,7 @@ test('when the disk runs full, all turns of the user whose folder grew most are 
   };
   const ends = [2, 1, 2, 2, 3].map((userId) => disk.limit.begin(userId, ({ code }) => end(userId, code)));
   ends[0]?.();
+  disk.limit.begin(4, () => assert.fail('it is over'))();
   disk.hold(1, 20);
   disk.hold(2, 60);
   disk.hold(3, 65); // more, but grown less
@@ -99,14 +115,17 @@ for (const shortage of ['bytes', 'files'] as const) {
     const disk = new Disk();
     disk.hold(1, 10);
     await disk.limit.admit(1);
-    const end = disk.limit.begin(1, () => assert.fail('it was ended'));
+    const ends = [1, 2].map(() => disk.limit.begin(1, () => assert.fail('it was ended')));
     disk.hold(1, 20, 500);
     disk.shortage = shortage;
     await until('two counts', () => (disk.counted.length >= 3 ? true : undefined));
-    end();
-    const looks = disk.counted.length;
-    await new Promise((resolve) => setTimeout(resolve, 50));
-    assert.equal(disk.counted.length, looks, 'nobody is looked at between turns');
+    for (const end of ends) end();
+    const looks: number[] = [];
+    for (const _ of [1, 2]) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      looks.push(disk.looks);
+    }
+    assert.equal(looks[0], looks[1], 'the disk is not looked at between turns');
   });
 }
 
@@ -134,7 +153,7 @@ test('one who filled the disk and ended before it was looked at is found all the
   disk.hold(1, 10);
   await disk.limit.admit(1);
   const end = disk.limit.begin(1, () => {});
-  disk.hold(1, 60);
+  disk.hold(1, 26);
   disk.shortage = 'bytes';
   end();
   await until('a refusal', async () => ((await disk.refusal(1)) === 'user_storage_full' ? true : undefined));
