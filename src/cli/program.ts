@@ -12,7 +12,8 @@ import { lastWords } from './words.ts';
  */
 const oldestVersion = '2.1.326';
 
-const install = '"npm install -g --allow-scripts=@anthropic-ai/claude-code @anthropic-ai/claude-code"';
+// Where Node is older than 22 npm takes a version that is too old, unless it is told which (fact 74).
+const install = '"npm install -g --allow-scripts=@anthropic-ai/claude-code @anthropic-ai/claude-code@latest"';
 // A wrapper may take its time; the CLI itself answers in a fifth of a second.
 const versionTimeoutMs = 10_000;
 

@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { loadConfig } from '../../src/env.ts';
 import { settings } from '../../src/host/settings.ts';
+import { claudeNotFound } from '../../src/cli/program.ts';
 import { metricsText } from '../../src/http/metrics.ts';
 import { Problem, problemCodes } from '../../src/problem.ts';
 import { Figures } from '../../src/turns/figures.ts';
@@ -86,6 +87,12 @@ test('docs/operations.md has every figure with its labels, and no other', async 
 function quoted(text: string, mark: string): string[] {
   return Array.from(text.matchAll(new RegExp(`${mark}(\\w+)${mark}`, 'g')), ([, word = '']) => word);
 }
+
+test('the line that installs the CLI is the same in the documents and in what the server says', async () => {
+  const [, line = ''] = /"(npm [^"]+)"/.exec(claudeNotFound().message) ?? [];
+  assert.match(line, /@latest$/, 'else npm may take one that is too old');
+  for (const name of ['README.md', 'README.ru.md', 'docs/operations.md']) assert.ok((await read(name)).includes(line), name);
+});
 
 test('README.md and docs/api.md name the longest an answer takes, by the defaults', async () => {
   const { queueTimeoutMs, turnTimeoutMs } = loadConfig({ HOME: '/home/claude' });
