@@ -130,6 +130,8 @@ for (const shortage of ['bytes', 'files'] as const) {
       looks.push(disk.looks);
     }
     assert.equal(looks[0], looks[1], 'the disk is not looked at between turns');
+    disk.limit.begin(1, () => {});
+    await until('a look in the next turn', () => (disk.looks > (looks[1] ?? 0) ? true : undefined));
   });
 }
 
@@ -151,6 +153,8 @@ test('who filled the disk has no turn while it is full, and the others get the r
   await until('the reserve', () => (disk.reserve.isKept ? undefined : true));
   disk.shortage = undefined;
   assert.equal(await disk.refusal(1), undefined);
+  disk.shortage = 'bytes';
+  assert.equal(await disk.refusal(1), undefined, 'what was is forgotten');
 });
 
 test('one who filled the disk and ended before it was looked at is found all the same', async () => {
