@@ -53,6 +53,21 @@ testSandboxed('the API is reached with the login that no sandbox has, and its fa
   assert.deepEqual([limited.body['code'], limited.headers.get('retry-after')], ['claude_rate_limited', '17']);
 });
 
+testSandboxed('a turn asks the API ten times as often as the CLI may, for the server\'s models, and to search the web only where it may', async (t) => {
+  const api = await startMessagesApi(t);
+  const program = `const all = []; (async () => { for (const body of JSON.parse(atob(process.argv[1]))) all.push(await new Promise((done) =>
+    require("node:http").request({ socketPath: "/run/api/s", method: "POST", path: "/v1/messages", agent: false }, (res) => done(res.resume().statusCode)).end(JSON.stringify(body))));
+    console.log(JSON.stringify(all)); })()`;
+  const own = { model: 'claude-fake', max_tokens: 10, messages: [{ role: 'user', content: 'x' }] };
+  const search = { ...own, tools: [{ type: 'web_search_20250305', name: 'web_search', max_uses: 8 }] };
+  const bodies = [{ ...own, model: 'claude-dear' }, search, ...Array<unknown>(9).fill(own)];
+  for (const [tools, ofSearch] of [['Bash', 402], ['Bash,WebSearch', 200]] as const) {
+    const server = await startSandboxedServer(t, { ANTHROPIC_BASE_URL: api.url, CLAUDE_MODEL: 'claude-fake', CLAUDE_MAX_TURNS: '1', CLAUDE_TOOLS: tools });
+    const { body } = await server.chat({ prompt: `play sh node -e '${program}' ${btoa(JSON.stringify(bodies))}` });
+    assert.equal(body['content'], JSON.stringify([402, ofSearch, ...Array<number>(8).fill(200), 402]));
+  }
+});
+
 testSandboxed('tokens are counted by the API, and a user who has had those of the day has no turn until it ends', async (t) => {
   const api = await startMessagesApi(t);
   const server = await startSandboxedServer(t, { ANTHROPIC_BASE_URL: api.url, CLAUDE_MODEL: 'claude-fake', CLAUDE_USER_TOKENS_PER_DAY: '2000' });
