@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { createLog } from '../../src/log.ts';
 import { createAddressCheck } from '../../src/sandbox/addresses.ts';
 import type { ProxySocket } from '../../src/sandbox/api-socket.ts';
-import { createNetworkProxy, withNetwork } from '../../src/sandbox/network-proxy.ts';
+import { createNetworkProxy, withNetwork, type NetworkSocket } from '../../src/sandbox/network-proxy.ts';
 import { requestBytes, type Connection } from '../http-client.ts';
 import { needs } from '../needs.ts';
 import { NetworkStage } from '../network-stage.ts';
@@ -244,6 +244,22 @@ test('an address that does not answer is given up, and with its turn at once', a
 
 test('a folder that is not there is an error', async (t) => {
   await assert.rejects((await setStage(t)).proxy.open('/nowhere/at/all'), { code: /^(ENOENT|EACCES)$/ });
+});
+
+test('beside the API the network is open in the same turns, for the same user', async () => {
+  const calls: unknown[] = [];
+  const part = (name: string): object => ({
+    path: '/x/s',
+    beginTurn: (given: unknown) => void calls.push([name, given]),
+    endTurn: () => void calls.push([name, 'end']),
+    close: async () => void calls.push([name, 'close']),
+  });
+  const both = await withNetwork(part('api') as ProxySocket, { open: async () => part('network') as NetworkSocket });
+  const limits = { maxRequests: 1, onTooManyRefusals: () => {}, logFields: { user: 7 } };
+  both.beginTurn(limits);
+  both.endTurn();
+  await both.close();
+  assert.deepEqual(calls, [['api', limits], ['network', { user: 7 }], ['network', 'end'], ['api', 'end'], ['network', 'close'], ['api', 'close']]);
 });
 
 test('where the network cannot be opened the API is closed too', async () => {
