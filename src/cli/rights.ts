@@ -17,7 +17,12 @@ export function rightsInside(config: Pick<CliConfig, 'network' | keyof CliRights
 
 /** Whether a list of tools has this one. */
 export function hasTool(tools: string, name: string): boolean {
-  return tools.split(',').some((tool) => tool.trim() === name || tool.trim() === 'default');
+  const names = namesIn(tools);
+  return names.includes(name) || names.includes('default');
+}
+
+function namesIn(tools: string): string[] {
+  return tools.split(',').map((name) => name.trim());
 }
 
 // What the CLI confines by itself to the user's folders.
@@ -32,19 +37,16 @@ export function rightsOutside(config: Pick<CliConfig, 'sandbox' | keyof CliRight
   if (sandbox === 'off') {
     return { tools: tools ?? fileTools.join(','), allowedTools, permissionMode: permissionMode ?? 'acceptEdits', settingSources };
   }
-  const asked = (tools ?? 'default').split(',').map((name) => name.trim());
-  const safe = fileTools.filter((name) => asked.includes(name) || asked.includes('default')).join(',');
+  const safe = fileTools.filter((name) => hasTool(tools ?? 'default', name)).join(',');
   return { tools: safe, allowedTools: '', permissionMode: 'acceptEdits', settingSources };
 }
 
 /** What logs, once, which of the tools the operator listed are none of the CLI's: a name misspelt is taken without a word. */
 export function createToolCheck(listed: string | undefined, log: Log): (names: readonly string[]) => void {
-  let isChecked = listed === undefined;
+  let asked = namesIn(listed ?? '');
   return (names) => {
-    if (isChecked) return;
-    isChecked = true;
-    const asked = (listed ?? '').split(',').map((name) => name.trim());
     const unknown = asked.filter((name) => name !== '' && name !== 'default' && !names.includes(name));
     if (unknown.length > 0) log('warning', 'config', { message: `CLAUDE_TOOLS: the CLI has no tool of the name ${unknown.join(', ')}` });
+    asked = [];
   };
 }
