@@ -145,7 +145,15 @@ export class Front {
     const workers = await childrenOf(child.pid ?? 0);
     const exited = once(child, 'exit');
     child.kill(signal);
-    if (signal === 'SIGKILL') for (const pid of workers) process.kill(pid, 'SIGKILL');
+    if (signal === 'SIGKILL') {
+      for (const pid of workers) {
+        try {
+          process.kill(pid, 'SIGKILL');
+        } catch {
+          // It ended with its master.
+        }
+      }
+    }
     await within('HAProxy to end', 10_000, exited);
   }
 
