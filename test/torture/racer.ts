@@ -15,7 +15,7 @@ if (!existsSync(fifo)) execFileSync('mkfifo', [fifo]);
 const put: Readonly<Record<string, (path: string) => void>> = {
   folder: (path) => mkdirSync(join(path, 'deeper'), { recursive: true }),
   file: (path) => {
-    writeFileSync(path, '{}\n');
+    writeFileSync(path, '{}\n', { flag: 'wx' });
     utimesSync(path, 0, 0);
   },
   'link out': (path) => symlinkSync(outside, path),
@@ -28,6 +28,7 @@ function swap(path: string, kinds: readonly string[]): void {
     // Its own links lead out too; what is inside a sandbox could not write there.
     if (!realpathSync(dirname(path)).startsWith(folder)) return;
     const next = `${path}.next`;
+    rmSync(next, { recursive: true, force: true }); // a link that leads out may have been left there
     put[chance.pick(kinds)]?.(next);
     rmSync(`${path}.last`, { recursive: true, force: true });
     if (existsSync(path)) renameSync(path, `${path}.last`);
