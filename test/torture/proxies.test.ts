@@ -350,8 +350,8 @@ async function playFault(chance: Chance, socket: ProxySocket, stage: ApiStage, {
   const isEndTold = wire.coding !== 'close' || fault === 'reset' || fault === 'early';
   const isWhole = ['delay', 'more', 'garble'].includes(fault) || (fault !== 'stall' && (at === wire.bytes.length || (!isEndTold && at >= wire.headBytes))) || (fault === 'stall' && wire.coding !== 'close' && at === wire.bytes.length);
   const mayLose = fault === 'reset' || fault === 'early'; // what was on its way
-  // Data and a reset at once look like an end to libuv.
-  if (mayLose && wire.coding === 'close' && reply !== undefined) assert.ok(wire.payload.toString().startsWith(reply.body), label);
+  // Data and a reset at once look like an end to libuv; it may come within a letter.
+  if (mayLose && wire.coding === 'close' && reply !== undefined) assert.ok(wire.payload.toString().startsWith(reply.body.replace(/\ufffd$/, '')), label);
   else if (!isWhole || (reply === undefined && mayLose)) {
     assert.equal(reply, undefined, label);
     if (leaving === undefined && isFirst) assert.ok(lastFailure !== undefined && [undefined, wire.status].includes(lastFailure.status), label);
@@ -374,7 +374,7 @@ test('an answer that breaks at any of its bytes, in any way, is cut or passed on
   const faults: Fault[] = ['cut', 'reset', 'stall', 'delay', 'garble', 'more', 'early'];
   const all = wires.flatMap((wire) => Array.from({ length: wire.bytes.length + 1 }, (_, at) => faults.map((fault) => ({ wire, fault, at })))).flat();
   const usable = all.filter(({ wire, fault, at }) => !(fault === 'garble' && at === wire.bytes.length) && !(fault === 'more' && (at === 0 || wire.coding === 'close')));
-  const todo = isTorture ? usable : Array.from({ length: 400 }, () => chance.pick(usable));
+  const todo = isTorture ? usable : Array.from({ length: 400 }, () => ({ ...chance.pick(usable) })); // copies: one that is drawn twice is played twice
   const [api, plans, played, tally] = [new RawApi(), new Map<string, Plan>(), new Set<Plan>(), new Tally()];
   const stage = await setStage(t, { upstreamUrl: await api.start(t), firstByteMs: silentMs, idleMs: silentMs });
   const planOf = (body: Buffer): Plan | undefined => plans.get(/id-\d+/.exec(body.toString('latin1'))?.[0] ?? '');
