@@ -2,19 +2,13 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import type { TestContext } from 'node:test';
 import { callTools, cliEnv, imagesOf, promptsOf, say, startMessagesApi, toolResultsOf, type MessagesApi, type ToolCall } from '../messages-api.ts';
-import { gif, jpeg, png, webp } from '../pictures.ts';
+import { gif, jpeg, pdf, png, webp } from '../pictures.ts';
 import { startServer, testWithRealClis, type Reply, type RunningServer } from '../running-server.ts';
 import { noSandbox, startSandboxedServer } from '../sandboxed.ts';
 
 const mib = 1024 * 1024;
 const file = (name: string, bytes: Buffer | string) => ({ name, data: Buffer.from(bytes).toString('base64') });
 const filesIn = ({ body }: Reply) => (body['files'] ?? []) as Array<{ name: string; data: string }>;
-
-/** A PDF of one empty page. */
-const pdf = Buffer.from(
-  '%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj\n' +
-    '3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n',
-);
 
 type Start = (t: TestContext, env: Readonly<Record<string, string>>) => Promise<RunningServer>;
 const ways: Readonly<Record<string, Start>> = {
@@ -55,8 +49,9 @@ for (const [way, start] of Object.entries(ways)) testWithRealClis(`files ${way}`
     assert.equal((await ask({ prompt: 'and now?', session_id: first.body['session_id'] })).body['content'], 'ok');
   });
 
-  await t.test('a PDF and a table are read by the tools, and a chart comes back', async () => {
-    const files = [file('report.pdf', pdf), file('table 1.csv', 'month,sales\nMay,42\n')];
+  await t.test('a PDF of 200 pages and a table are read by the tools, and a chart comes back', async () => {
+    const report = pdf(200);
+    const files = [file('report.pdf', report), file('table 1.csv', 'month,sales\nMay,42\n')];
     const reply = await converse(api, server, { prompt: 'draw', files }, (inbox, outbox) => [
       { name: 'Read', input: { file_path: `${inbox}/report.pdf` } },
       { name: 'Read', input: { file_path: `${inbox}/table 1.csv` } },
@@ -65,7 +60,7 @@ for (const [way, start] of Object.entries(ways)) testWithRealClis(`files ${way}`
     const results = toolResultsOf(last());
     assert.deepEqual(results.map(({ isError }) => isError), [false, false, false], JSON.stringify(results));
     assert.ok(results.some(({ text }) => text.includes('May,42')));
-    assert.ok(last().rawBody.includes(pdf.toString('base64')), 'the PDF reached the model whole');
+    assert.ok(last().rawBody.includes(report.toString('base64')), 'the PDF reached the model whole');
     assert.deepEqual(filesIn(reply), [file('chart.svg', '<svg/>')]);
   });
 

@@ -7,8 +7,9 @@ import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { runSizeProgram, sizeProgram, type FolderSize } from '../../src/sandbox/folder-size.ts';
 import { walkArgv, walkedFolder } from '../../src/sandbox/sandbox.ts';
+import { callTools, cliEnv, say, startMessagesApi, toolResultsOf } from '../messages-api.ts';
 import { needs, needsToRun } from '../needs.ts';
-import { until, within } from '../running-server.ts';
+import { testWithRealClis, until, within } from '../running-server.ts';
 import {
   asOrdinaryUser, chownAll, makeSandboxedHome, makeSandboxedUsers, noSandbox, startSandboxedServer, testSandboxed, type SandboxedUsers,
 } from '../sandboxed.ts';
@@ -114,3 +115,28 @@ for (const [what, fill] of [
     assert.equal(await codeOf(1), undefined);
   });
 }
+
+if (noDisk === false) testWithRealClis('a disk filled by Bash of the real CLI', async (t, binary) => {
+  const api = await startMessagesApi(t);
+  const stateDir = await makeDisk(t);
+  const server = await startSandboxedServer(t, { ...cliEnv(binary, api), CLAUDE_MODEL: 'claude-sonnet-5-5', CLAUDE_STATE_DIR: stateDir, CLAUDE_USER_DISK_MB: '10000' });
+  const hello = async (userId: number, sessionId?: unknown) => {
+    api.script = () => say('ok');
+    return server.chat({ prompt: 'hello', user_id: userId, ...(sessionId !== undefined && { session_id: sessionId }) });
+  };
+  const other = await hello(2);
+  for (const folder of ['/tmp', '/work']) {
+    const command = `cd ${folder}; while :; do i=$((i+1)); fallocate -l 64M $i || sleep 0.1; done`;
+    api.script = (request) => (toolResultsOf(request).length === 0 ? callTools([{ name: 'Bash', input: { command } }]) : say('never'));
+    const filling = await within('the end of the turn', 60_000, server.chat({ prompt: 'fill it' }));
+    assert.deepEqual([filling.status, filling.body['code']], [507, 'user_storage_full'], folder);
+    const sessionId = filling.body['session_id'];
+    await until('room for others', async () => ((await hello(2, other.body['session_id'])).status === 200 ? true : undefined), 30_000);
+    if (folder === '/work') {
+      assert.equal((await hello(1, sessionId)).body['code'], 'user_storage_full');
+      const own = join(stateDir, 'users/1/work');
+      for (const name of await readdir(own)) await rm(join(own, name));
+    }
+    assert.equal((await hello(1, sessionId)).status, 200, 'the dialogue goes on when there is room, and /tmp is emptied with its process');
+  }
+});

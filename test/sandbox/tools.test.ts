@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { anthropicKey, attempt, callTools, holds, say, startMessagesApi, toolNamesOf, toolResultsOf } from '../messages-api.ts';
+import { needs } from '../needs.ts';
 import { testWithRealClis, until } from '../running-server.ts';
 import { chownAll, makeSandboxedHome, noSandbox, runningWith, startSandboxedServer, unlike } from '../sandboxed.ts';
 
@@ -59,6 +60,14 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
     assert.ok(api.turns.some(({ body }) => /haiku/.test(String(body['model']))), 'the small model is allowed, though not listed');
   });
 
+  await t.test('run a Python script over a file of the user', { skip: needs(['python3'], 'runs a script inside') }, async () => {
+    const script = 'import csv\nprint(sum(int(row["sales"]) for row in csv.DictReader(open("/inbox/table.csv"))))\n';
+    const calls = [{ name: 'Write', input: { file_path: '/work/sum.py', content: script } }, { name: 'Bash', input: { command: 'python3 sum.py' } }];
+    const files = [{ name: 'table.csv', data: Buffer.from('month,sales\nMay,40\nJune,2\n').toString('base64') }];
+    const { results } = await attempt(api, server, calls, { user_id: 3, files });
+    assert.equal(results[1]?.text, '42');
+  });
+
   await t.test('leave the process warm that did no more than its turn', async () => {
     const { sessionId } = await attempt(api, server, [{ name: 'Bash', input: { command: 'sleep 0.1; echo done' } }], { user_id: 8 });
     const endedAt = performance.now();
@@ -88,11 +97,12 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
     const before = api.requests.length;
     const command = [
       post(plain), post({ ...plain, model: 'claude-dearer-5' }), post({ ...plain, mcp_servers: [] }), post(plain, '/v1/files'),
+      post({ ...plain, messages: [{ role: 'user', content: [{ type: 'image', source: { type: 'url', url: 'https://example.com/x.png' } }] }] }),
       post({ ...plain, tools: [{ type: 'code_execution_20250522', name: 'code_execution' }] }),
       `(sleep 0.5; ${post(plain)} >/tmp/late) >/dev/null 2>&1 </dev/null &`,
     ].join('; ').replace('&;', '&');
     const lines = (await bash(command, 4)).split('\n');
-    assert.deepEqual(lines, ['200', '402', '402', '402', '402']);
+    assert.deepEqual(lines, ['200', '402', '402', '402', '402', '402']);
     const own = api.requests.slice(before).filter((request) => request.rawBody.includes('"max_tokens":1,'));
     assert.equal(own.length, 1, 'only the allowed one went on');
     await until('the late one', async () => readFile(join(users, '4/tmp/late'), 'utf8').then((text) => text || undefined, () => undefined));
