@@ -120,7 +120,7 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
         return { works: false, reason: `there is no seccomp filter for ${process.arch}.`, isLasting: true };
       }
       const machine = { bwrap, claude, node: process.execPath, ownFiles, root: rootOptions() };
-      const { trial, shown } = await tryOn(machine, Object.keys(placeholders).length > 0 ? placeholders : anyLogin);
+      const { trial, shown } = await tryOn(machine, placeholders);
       if (shown !== undefined) tried = { key, machine, ...shown };
       return trial;
     } catch (error) {
@@ -208,9 +208,6 @@ export function createInside(config: CliConfig, { marker, socketFolder, log }: I
 function unavailable(reason: string): Problem {
   return sandboxUnavailable().with({ cause: new Error(reason) });
 }
-
-// Without a login the CLI would not ask at all, and the trial would show nothing.
-const anyLogin = { ANTHROPIC_AUTH_TOKEN: 'placeholder' };
 
 async function trialFolders(top: string): Promise<Folders & { readonly boxes: Boxes }> {
   await rm(top, { recursive: true, force: true });

@@ -14,7 +14,10 @@ export interface Credentials {
   current(): Promise<LoginHeaders | undefined>;
   /** After the API answered 401 to these: whether others are there to try now. Never throws. */
   renew(refused: LoginHeaders): Promise<boolean>;
-  /** The variables that stand for the login inside: of the same kind, because the CLI behaves by it, and without a secret. */
+  /**
+   * The variables that stand for the login inside: of the same kind, because the CLI behaves by it, and without a secret.
+   * There are some also without a login: the CLI would not ask at all.
+   */
   placeholders(): Promise<Readonly<Record<string, string>>>;
 }
 

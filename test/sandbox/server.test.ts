@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { anthropicKey, refuse, startMessagesApi } from '../messages-api.ts';
 import { fakeClaude, makeHome, RunningServer, startServer, until, within } from '../running-server.ts';
-import { asUserScript, makeSandboxedHome, noneWith, runningWith, startSandboxedServer, testSandboxed, unlike } from '../sandboxed.ts';
+import { asUserScript, chownAll, makeSandboxedHome, noneWith, runningWith, startSandboxedServer, testSandboxed, unlike } from '../sandboxed.ts';
 
 /** A server that is expected to end by itself: its exit code and what it says. */
 async function endOf(home: string, env: Readonly<Record<string, string | undefined>>, wrapper: readonly string[] = [asUserScript]): Promise<[number | null, string]> {
@@ -171,6 +171,21 @@ testSandboxed('a CLI that was updated is tried again before it is used, and neve
   assert.deepEqual([broken.status, broken.body['code']], [503, 'sandbox_unavailable']);
   await replace(`${await readFile(fakeClaude, 'utf8')}\n// newer\n`);
   assert.equal((await server.chat({ prompt: 'hello', user_id: 2 })).status, 200);
+});
+
+testSandboxed('a login of another kind is tried before it is used', async (t) => {
+  const home = await makeSandboxedHome(t);
+  const binary = join(home, 'claude');
+  const lines = (await readFile(fakeClaude, 'utf8')).split('\n');
+  await writeFile(binary, [lines[0], `if (process.env.CLAUDE_CODE_SUBSCRIPTION_TYPE === 'pro') process.exit(3);`, ...lines.slice(1)].join('\n'), { mode: 0o755 });
+  const server = await startSandboxedServer(t, { CLAUDE_BINARY_PATH: binary, ANTHROPIC_API_KEY: '' }, home);
+  assert.equal((await server.chat({ prompt: 'hello' })).status, 200);
+  const login = { accessToken: 'made-up', expiresAt: Date.now() + 3_600_000, subscriptionType: 'pro' };
+  await mkdir(join(home, '.claude'), { recursive: true });
+  await writeFile(join(home, '.claude/.credentials.json'), JSON.stringify({ claudeAiOauth: login }));
+  await chownAll(join(home, '.claude'));
+  const broken = await server.chat({ prompt: 'hello', user_id: 2 });
+  assert.deepEqual([broken.status, broken.body['code']], [503, 'sandbox_unavailable']);
 });
 
 testSandboxed('without bubblewrap auto gives the five tools and says why, required ends the server', async (t) => {
