@@ -6,7 +6,7 @@ import { LineSplitter } from '../src/cli/ndjson.ts';
 /** The CLI driven directly over its own stdin: what the server is measured against. Same arguments, same environment. */
 export class DirectCli {
   readonly #child: ChildProcessByStdio<Writable, Readable, null>;
-  readonly #lines = new LineSplitter(64 * 1024 * 1024);
+  readonly #lines = new LineSplitter({ leftBytes: 96 * 1024 * 1024 });
   #onResult: (() => void) | undefined;
 
   constructor(binary: string, args: readonly string[], env: Readonly<Record<string, string>>, cwd: string) {

@@ -14,8 +14,8 @@ import { inTime } from '../waiting.ts';
 import { initializeLine, interruptLine, parseLine, userLine, type Message } from './protocol.ts';
 import { lastWords } from './words.ts';
 
-// Four times the largest answer seen; a 32 MiB line must pass, an endless one must not fill the memory of a small VPS.
-const maxLineBytes = 64 * 1024 * 1024;
+// A line of 32 MiB must pass; endless ones of twenty processes must not fill the memory of a small VPS.
+const lineMemory = { leftBytes: 96 * 1024 * 1024 };
 // Enough for the error that ended the CLI, small enough for a log line.
 const stderrTailBytes = 4096;
 // How long each step of a stop may take before the next, harder one (facts 15 to 18).
@@ -33,7 +33,7 @@ export class Worker {
   readonly exited: Promise<void>;
   readonly #child: CliProcess;
   readonly #launch: Launch;
-  readonly #lines = new LineSplitter(maxLineBytes);
+  readonly #lines = new LineSplitter(lineMemory);
   readonly #dialogue: Dialogue;
   #exit: ExitStatus | undefined;
   #stopping: Promise<void> | undefined;
@@ -183,6 +183,7 @@ export class Worker {
       this.#exit = exit;
       resolveExited();
       void this.#drain().then((isAll) => {
+        this.#lines.drop();
         if (!isAll) this.#dialogue.doubt();
         this.#failTurn();
       });

@@ -24,7 +24,7 @@ class Cli {
     this.#child = spawn(binary, [...always, ...args], { cwd: env['PWD'], env, stdio: ['pipe', 'pipe', 'ignore'] });
     this.#exited = once(this.#child, 'exit');
     this.#child.stdin.on('error', () => {});
-    const splitter = new LineSplitter(1024 * 1024);
+    const splitter = new LineSplitter({ leftBytes: 2 * 1024 * 1024 });
     this.#child.stdout.on('data', (chunk: Buffer) => this.lines.push(...splitter.push(chunk).map((line) => JSON.parse(line) as Json)));
   }
 

@@ -327,8 +327,9 @@ test('what the caller must know comes with the problem', async (t) => {
   assert.match(String(login.body['detail']), /^Claude CLI is not authenticated: .*ANTHROPIC_API_KEY.*CLAUDE_CODE_OAUTH_TOKEN.*log in/);
 });
 
-test('an answer of 32 MiB arrives whole', async (t) => {
+test('an answer of 32 MiB arrives whole, also after processes that ended in the middle of one', async (t) => {
   const server = await startServer(t);
+  for (let i = 0; i < 3; i += 1) assertProblem(await server.chat({ prompt: `play truncated ${40 * 1024 * 1024}` }), 502, 'claude_failed');
   const reply = await server.chat({ prompt: `play huge ${32 * 1024 * 1024 - 1024}` });
   assert.equal(reply.status, 200);
   assert.equal(String(reply.body['content']).length, 32 * 1024 * 1024 - 1024);

@@ -4,9 +4,12 @@ import { LineSplitter } from '../../../src/cli/ndjson.ts';
 
 const limit = 1024;
 
+/** A splitter alone with its memory, so that its longest line has this many bytes. */
+const splitterOf = (maxLineBytes: number): LineSplitter => new LineSplitter({ leftBytes: 2 * maxLineBytes });
+
 /** All lines of the pieces pushed one after the other, and what is left at the end. */
 function split(pieces: readonly (string | Buffer)[], maxLineBytes = limit): { lines: string[]; rest: string } {
-  const splitter = new LineSplitter(maxLineBytes);
+  const splitter = splitterOf(maxLineBytes);
   const lines = pieces.flatMap((piece) => splitter.push(Buffer.from(piece)));
   return { lines, rest: splitter.end() };
 }
@@ -29,7 +32,7 @@ test('a line comes when its line feed does, however the bytes are cut', () => {
 });
 
 test('no line comes before its line feed', () => {
-  const splitter = new LineSplitter(limit);
+  const splitter = splitterOf(limit);
   assert.deepEqual(splitter.push(Buffer.from('{"a":1}')), []);
   assert.deepEqual(splitter.push(Buffer.from('\n{')), ['{"a":1}']);
 });
@@ -56,7 +59,7 @@ test('an empty chunk changes nothing', () => {
 });
 
 test('end gives what came after the last line feed, once', () => {
-  const splitter = new LineSplitter(limit);
+  const splitter = splitterOf(limit);
   splitter.push(Buffer.from('a\nb'));
   assert.equal(splitter.end(), 'b');
   assert.equal(splitter.end(), '');
@@ -70,30 +73,55 @@ test('a line of exactly the limit passes, in one chunk or many', () => {
 });
 
 test('a finished line over the limit is refused', () => {
-  assert.throws(() => split([`${'x'.repeat(11)}\n`], 10), /a line is longer than 10 bytes/);
+  assert.throws(() => split([`${'x'.repeat(11)}\n`], 10), /a line is too long/);
 });
 
 test('an unfinished line over the limit is refused before its line feed comes', () => {
-  const splitter = new LineSplitter(10);
+  const splitter = splitterOf(10);
   assert.deepEqual(splitter.push(Buffer.from('x'.repeat(10))), []);
-  assert.throws(() => splitter.push(Buffer.from('x')), /a line is longer than 10 bytes/);
+  assert.throws(() => splitter.push(Buffer.from('x')), /a line is too long/);
 });
 
 test('the limit counts bytes, and each line anew', () => {
-  assert.throws(() => split(['żółć ż'], 10), /a line is longer than 10 bytes/);
+  assert.throws(() => split(['żółć ż'], 10), /a line is too long/);
   assert.deepEqual(split(['123456789\n', '123456789\n', '123456789\n'], 10).lines.length, 3);
 });
 
 test('a line over the limit is dropped from memory', () => {
-  const splitter = new LineSplitter(10);
+  const splitter = splitterOf(10);
   splitter.push(Buffer.from('secret'));
-  assert.throws(() => splitter.push(Buffer.from('x'.repeat(10))), /a line is longer than 10 bytes/);
+  assert.throws(() => splitter.push(Buffer.from('x'.repeat(10))), /a line is too long/);
   assert.equal(splitter.end(), '');
+});
+
+test('many take no more than there is, the next one still has a share, and what is dropped comes back', () => {
+  const memory = { leftBytes: 1000 };
+  const splitters = Array.from({ length: 20 }, () => new LineSplitter(memory));
+  const fill = (splitter: LineSplitter): number => {
+    for (let held = 1; held < 1000; held += 1) {
+      try {
+        splitter.push(Buffer.from('x'));
+      } catch {
+        for (let i = 1; i < held; i += 1) splitter.push(Buffer.from('x'));
+        return held - 1;
+      }
+    }
+    return assert.fail('it took all');
+  };
+  const held = splitters.map(fill);
+  assert.equal(held[0], 500);
+  assert.ok(memory.leftBytes >= 0);
+  const small = new LineSplitter(memory);
+  splitters[0]?.drop();
+  assert.equal(memory.leftBytes, 1000 - held.slice(1).reduce((sum, bytes) => sum + bytes));
+  assert.deepEqual(small.push(Buffer.from('a short line\n')), ['a short line']);
+  for (const splitter of splitters) splitter.drop();
+  assert.equal(memory.leftBytes, 1000);
 });
 
 test('a 32 MiB line in 64 KiB chunks is put together once, not once a chunk', () => {
   const chunk = Buffer.alloc(64 * 1024, 'x');
-  const splitter = new LineSplitter(64 * 1024 * 1024);
+  const splitter = splitterOf(48 * 1024 * 1024);
   const concat = mock.method(Buffer, 'concat');
   try {
     for (let i = 0; i < 512; i += 1) assert.deepEqual(splitter.push(chunk), []);
