@@ -142,6 +142,18 @@ test('a stream that waits long for a process shows its head and comment lines, a
   assert.equal((await connection.answer('the next answer')).body, '{"status":"ok"}');
 });
 
+test('by default that is after 10 s', async (t) => {
+  const turn = latch();
+  const stage = await start(t, { run: async () => turn.opened.then(() => assert.fail('nobody waits')) });
+  const connection = await stage.connect();
+  const startedAt = performance.now();
+  connection.send(chat(good, streaming));
+  await new Promise((resolve) => setTimeout(resolve, 5000));
+  await connection.received('text/event-stream');
+  assert.ok(performance.now() - startedAt > 9_900);
+  turn.open();
+});
+
 test('a stream that failed at once, behind another answer, is not begun when its time for a head comes', async (t) => {
   const turn = latch();
   const stage = await start(t, {
