@@ -1,6 +1,5 @@
 import type { TurnFile } from '../host/turn-files.ts';
-import { asObject, type Json } from '../json.ts';
-import { jsonShapeOf } from '../sandbox/json-shape.ts';
+import { asObject, jsonShapeOf, type Json } from '../json.ts';
 import { imageType } from './image.ts';
 
 /** What one line of the CLI's stream-json output tells us; lines that tell us nothing give no event. */

@@ -1,6 +1,5 @@
 import { isUtf8 } from 'node:buffer';
-import { isObject, parseJson, type Json } from '../json.ts';
-import { jsonShapeOf } from './json-shape.ts';
+import { isObject, jsonShapeOf, parseJson, type Json } from '../json.ts';
 import type { Target } from './request-head.ts';
 
 /** What a body may ask for. Plain values: it is also sent to a thread. */

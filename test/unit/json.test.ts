@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { jsonShapeOf } from '../../../src/sandbox/json-shape.ts';
-import { amount, randomOf } from '../../random.ts';
+import { jsonShapeOf } from '../../src/json.ts';
+import { amount, randomOf } from '../random.ts';
 
 type Json = null | boolean | number | string | Json[] | { [name: string]: Json };
 
