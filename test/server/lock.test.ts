@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { chmod, mkdir, stat, symlink } from 'node:fs/promises';
+import { mkdir, stat, symlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
 import { findProgram, needs, needsToRun } from '../needs.ts';
 import { makeHome, RunningServer, startServer, until, type Reply } from '../running-server.ts';
+import { asUserScript, makeSandboxedHome } from '../sandboxed.ts';
 
 /** A server with a turn that runs, and how that turn ends. */
 async function serverAtWork(t: TestContext): Promise<{ server: RunningServer; turn: Promise<Reply> }> {
@@ -37,12 +38,9 @@ test('nor does one that knows the folder by another mount', { skip: unshares }, 
   return isRefused(t, {}, ['unshare', '--mount', 'sh', '-c', 'mount --bind HOME/state HOME/elsewhere && CLAUDE_STATE_DIR=HOME/elsewhere exec "$@"', 'sh']);
 });
 
-test('nor does one of another user', { skip: needs(['root', 'setpriv'], 'a second user') }, async (t) => {
-  const home = await makeHome(t);
-  await chmod(home, 0o755);
-  await mkdir(join(home, 'state'));
-  for (const path of [home, join(home, 'state')]) spawnSync('chown', ['65534', path]);
-  const server = await startServer(t, {}, home, ['setpriv', '--reuid=65534', '--clear-groups', '--']);
+test('nor does one of another user', { skip: needs(['root', 'setpriv', 'unshare'], 'a second user') }, async (t) => {
+  const home = await makeSandboxedHome(t);
+  const server = await startServer(t, {}, home, [asUserScript]);
   const second = new RunningServer(home, {});
   assert.equal(await second.ended(), 1);
   assert.match(second.stderr, /another claude-api runs with this CLAUDE_STATE_DIR/);
