@@ -25,8 +25,9 @@ const controllers = ['cpu', 'memory', 'pids'];
 // Of the processor the server gets what it asks for, whatever twenty users do.
 const serverWeight = 1000;
 const userWeight = 50;
-// 25 CLIs, or two and their tools; the service has 2,048 (TasksMax).
-const userPids = 512;
+// For the tools of a user, and for each process (the real CLI has 20 threads, its forwarder 11, bubblewrap is two). Without a
+// thread to be had Node hangs at its start for good, so that no number may bound the dialogues that are warm.
+const [userPids, processPids] = [512, 64];
 const endsWithinMs = 2000;
 
 /**
@@ -77,12 +78,12 @@ function removeAll(user: string): void {
 
 function openGroup(user: string, number: number, mostBytes: number): ProcessGroup {
   const folder = join(user, String(number));
-  mkdirSync(user, { recursive: true });
+  mkdirSync(folder, { recursive: true });
   writeFileSync(join(user, 'cpu.weight'), String(userWeight));
-  writeFileSync(join(user, 'pids.max'), String(userPids));
+  const processes = readdirSync(user, { withFileTypes: true }).filter((entry) => entry.isDirectory()).length;
+  writeFileSync(join(user, 'pids.max'), String(userPids + processes * processPids));
   // A process that starts beside a busy one of the same user must not take minutes: it holds up the starts of others.
   writeFileSync(join(user, 'cgroup.subtree_control'), '+cpu +memory');
-  mkdirSync(folder, { recursive: true });
   writeFileSync(join(folder, 'memory.max'), String(mostBytes));
   // The kernel ends the whole turn, not the CLI alone or one of its tools.
   writeFileSync(join(folder, 'memory.oom.group'), '1');
