@@ -93,8 +93,7 @@ export class Worker {
       return end;
     }
     this.#beginApiTurn();
-    // Not before it reads: a CLI whose server is killed meanwhile finds the end of its input, and nothing to do.
-    void this.started.then(() => this.#stopping === undefined && this.#child.stdin.write(line));
+    this.#child.stdin.write(line);
     return end.then((turnEnd) => {
       this.#endApiTurn();
       return this.#report === undefined ? turnEnd : withApiReport(turnEnd, this.#report);

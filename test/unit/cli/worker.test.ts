@@ -86,7 +86,7 @@ test('a prompt counts as heard where the process has gone and somebody in it may
   t.after(() => rmSync(folder, { recursive: true, force: true }));
   const own = new Boxes(join(folder, '1'));
   for (const path of [own.inbox, own.outbox]) mkdirSync(path, { recursive: true });
-  const script = 'echo \'{"type":"system"}\'; exec 3<&0; (sleep 2; cat >said) <&3 & sleep 0.3';
+  const script = 'exec 3<&0; (sleep 2; cat >said) <&3 & sleep 0.3';
   const worker = new Worker({ ...launch, command: '/bin/sh', args: ['-c', script], cwd: folder, boxes: own });
   const { wasHeard } = await within('the end of the turn', 10_000, worker.turn({ prompt: 'hello' }, new AbortController().signal, () => {}));
   await until('what was read', () => existsSync(join(folder, 'said')) && readFileSync(join(folder, 'said'), 'utf8').includes('hello') ? true : undefined);
