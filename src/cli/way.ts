@@ -49,6 +49,9 @@ export const defaultEnv: Readonly<Record<string, string>> = {
   DISABLE_AUTOUPDATER: '1',
   // 401 and 5xx are tried for three minutes otherwise (fact 10).
   CLAUDE_CODE_MAX_RETRIES: '2',
+  // A sixth less memory and a quicker start, for twice the CPU of long computations, of which a CLI has few (fact 75).
+  BUN_JSC_useBaselineJIT: '0',
+  MIMALLOC_PURGE_DELAY: '0',
 };
 
 /** Where a process finds what the user sends, and puts what the user gets, as it sees them itself. */

@@ -30,7 +30,7 @@ test('the environment is the operator\'s over the defaults, and over both where 
   const defaults = {
     CLAUDE_CODE_DISABLE_ATTACHMENTS: '1', CLAUDE_CODE_EAGER_FLUSH: '1', CLAUDE_CODE_DISABLE_AUTO_MEMORY: '1', CLAUDE_CODE_DISABLE_GIT_INSTRUCTIONS: '1',
     CLAUDE_CODE_DISABLE_BACKGROUND_TASKS: '1', CLAUDE_CODE_DISABLE_CRON: '1', CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1', DISABLE_AUTOUPDATER: '1',
-    CLAUDE_CODE_MAX_RETRIES: '2',
+    CLAUDE_CODE_MAX_RETRIES: '2', BUN_JSC_useBaselineJIT: '0', MIMALLOC_PURGE_DELAY: '0',
   };
   assert.deepEqual(outsideEnv({ HOME: '/op' }, folders), { ...defaults, HOME: '/op', ...own, CLAUDE_SECURESTORAGE_CONFIG_DIR: '/op/.claude' });
   const operators = { HOME: '/op', TMPDIR: '/t', CLAUDE_CONFIG_DIR: '/c', CLAUDE_CODE_TMPDIR: '/t', CLAUDE_CODE_PROJECT_DIR_NAME: 'x', CLAUDE_CODE_MAX_RETRIES: '9' };
