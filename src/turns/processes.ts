@@ -76,10 +76,9 @@ export class Processes<W extends Poolable> {
   /** What there is room for now. */
   room(): Room {
     const peakBytes = this.#startPeak.bytes;
-    const promised = [...this.#starting].map(({ worker }) => Math.max(0, peakBytes - (worker?.heldBytes() ?? 0)));
     return new Room({
       leftBytes: this.#options.memory.leftBytes(),
-      promisedBytes: promised.reduce((sum, bytes) => sum + bytes, 0),
+      promisedBytes: this.#promisedBytes(),
       comingBytes: this.slots.bytes('stopping'),
       idleBytes: this.slots.bytes('idle'),
       peakBytes,
@@ -89,6 +88,12 @@ export class Processes<W extends Poolable> {
       processes: this.slots.size,
       maxProcesses: this.#options.maxProcesses,
     });
+  }
+
+  /** What those that start will take besides what they have. */
+  #promisedBytes(): number {
+    const promised = [...this.#starting].map(({ worker }) => Math.max(0, this.#startPeak.bytes - (worker?.heldBytes() ?? 0)));
+    return promised.reduce((sum, bytes) => sum + bytes, 0);
   }
 
   /** Has idle processes give way until there will be room for one more. Gives false when all together do not suffice. */
@@ -105,8 +110,8 @@ export class Processes<W extends Poolable> {
 
   /** Has idle processes give way where memory ran short without any turn asking, before the kernel must end one. */
   relieve(): void {
-    // One that starts had room for it, and takes less afterwards.
-    const wantedBytes = this.#starting.size > 0 ? reserveBytes : restingReserveBytes;
+    // One that starts had room for it, and somebody else may take that meanwhile.
+    const wantedBytes = this.#starting.size > 0 ? reserveBytes + this.#promisedBytes() : restingReserveBytes;
     const shortBytes = wantedBytes - this.#options.memory.leftBytes() - this.slots.bytes('stopping');
     for (const slot of victims(this.slots.idle(), shortBytes)) void this.stop(slot, true);
   }

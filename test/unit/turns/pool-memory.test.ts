@@ -101,6 +101,28 @@ test('when memory runs short without any turn asking, idle processes give way, a
   running.release();
 });
 
+test('what a starting process was promised is kept for it: idle ones give way when somebody else takes it', async (t) => {
+  t.mock.timers.enable({ apis: ['setInterval', 'setTimeout'] });
+  const { acquire, alive, workers, machine } = makePool({ ...usual, totalMib: 1000, startsAtOnce: false });
+  for (const [i, id] of ['a', 'b', 'c'].entries()) {
+    const turn = acquire(1, id);
+    await settle();
+    workers[i]?.markStarted();
+    (await turn.promise).release();
+  }
+  await acquire(1, 'd').promise;
+  const tick = async (hogMib: number): Promise<string[]> => {
+    machine.hogMib = hogMib;
+    t.mock.timers.tick(100);
+    await settle();
+    return alive();
+  };
+  // Of 600 that are left 60 are promised to the fourth, and 64 are in reserve.
+  assert.deepEqual(await tick(476), ['a', 'b', 'c', 'd']);
+  assert.deepEqual(await tick(477), ['b', 'c', 'd']);
+  workers[3]?.markStarted();
+});
+
 test('memory that stopping processes give back is waited for, not asked for twice', async (t) => {
   t.mock.timers.enable({ apis: ['setInterval'] });
   const { acquire, workers, machine } = makePool({ ...usual, totalMib: 1000, diesWhenStopped: false });
