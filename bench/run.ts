@@ -140,13 +140,13 @@ async function firstTurns(drive: (name: string) => DirectCli, ports: Readonly<Re
   ].map((kind) => ({ ...kind, times: [] as number[] }));
   for (const { port } of kinds) await chat(port, 'first', 2);
   for (let i = 0; i < 12; i += 1) {
-    // Each after the same pause: the one before may still be putting up its next spare.
-    await pause(1200);
+    // Each after the same pause: the one before may still be putting up its next spare, for which another has to leave first.
+    await pause(2500);
     const cli = drive(`cold-${i}`);
     direct.push(await timed(() => cli.turn('first')));
     await cli.end();
     for (const { port, times } of kinds) {
-      await pause(1200);
+      await pause(2500);
       times.push(await timed(() => chat(port, 'first', 2)));
     }
   }
