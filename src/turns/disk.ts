@@ -124,8 +124,12 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
 
   return {
     async admit(userId) {
-      if (fillers.has(userId) && shortage() !== undefined) throw diskFull();
-      fillers.delete(userId);
+      const isShort = shortage() !== undefined;
+      if (fillers.has(userId) && isShort) throw diskFull();
+      // The last count has what is gone since: with it another filling would be no growth.
+      if (fillers.delete(userId)) known.delete(userId);
+      // Before anybody can fill the disk quicker than it is looked at.
+      if (!isShort) await reserve.keep();
       const last = known.get(userId);
       const isKnown = last !== undefined && (shareOf(last.size) <= mostOver || performance.now() - last.atMs < recountMs);
       const size = isKnown ? last.size : await inTime(count(userId), countWaitMs, last?.size);

@@ -168,6 +168,27 @@ test('one who filled the disk and ended before it was looked at is found all the
   await until('a refusal', async () => ((await disk.refusal(1)) === 'user_storage_full' ? true : undefined));
 });
 
+test('one who filled the disk, made room and fills it again at once is found again', async () => {
+  const disk = new Disk();
+  disk.hold(1, 1);
+  for (const round of [1, 2]) {
+    await disk.limit.admit(1);
+    assert.ok(disk.reserve.isKept, 'it is kept before anybody can fill the disk quicker than it is looked at');
+    const ended = new Promise<void>((resolve) => {
+      const over = disk.limit.begin(1, () => {
+        over();
+        resolve();
+      });
+    });
+    disk.hold(1, 90);
+    disk.shortage = 'bytes';
+    await within(`end ${round}`, 1000, ended);
+    disk.hold(1, 1);
+    disk.shortage = undefined;
+    await disk.reserve.give();
+  }
+});
+
 test('a turn does not wait for a long count, whose end holds for the next one', async () => {
   const disk = new Disk();
   let finish = (): void => {};
