@@ -1,12 +1,12 @@
 import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
-import { LineSplitter } from '../src/cli/ndjson.ts';
+import { LineMemory, LineSplitter } from '../src/cli/ndjson.ts';
 
 /** The CLI driven directly over its own stdin: what the server is measured against. Same arguments, same environment. */
 export class DirectCli {
   readonly #child: ChildProcessByStdio<Writable, Readable, null>;
-  readonly #lines = new LineSplitter({ leftBytes: 96 * 1024 * 1024 });
+  readonly #lines = new LineSplitter(new LineMemory(96 * 1024 * 1024));
   #onResult: (() => void) | undefined;
 
   constructor(binary: string, args: readonly string[], env: Readonly<Record<string, string>>, cwd: string) {

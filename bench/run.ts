@@ -13,7 +13,7 @@ import { outsideEnv } from '../src/cli/outside.ts';
 import { rightsOutside } from '../src/cli/rights.ts';
 import { cliArguments } from '../src/cli/way.ts';
 import { loadConfig } from '../src/env.ts';
-import { LineSplitter } from '../src/cli/ndjson.ts';
+import { LineMemory, LineSplitter } from '../src/cli/ndjson.ts';
 import { parseLine } from '../src/cli/protocol.ts';
 import { MessagesApi } from '../test/messages-api.ts';
 import { asUserScript, chownAll } from '../test/sandboxed.ts';
@@ -244,7 +244,7 @@ async function underLoad(base: Readonly<Record<string, string>>, home: string): 
 function bigLine(): void {
   const line = Buffer.from(JSON.stringify({ type: 'result', is_error: false, result: 'x'.repeat(32 * 1024 * 1024) }) + '\n');
   const times = Array.from({ length: 5 }, () => {
-    const splitter = new LineSplitter({ leftBytes: 96 * 1024 * 1024 });
+    const splitter = new LineSplitter(new LineMemory(96 * 1024 * 1024));
     const startedAt = performance.now();
     for (let at = 0; at < line.length; at += 65536) for (const whole of splitter.push(line.subarray(at, at + 65536))) parseLine(whole);
     return performance.now() - startedAt;

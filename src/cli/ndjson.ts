@@ -1,25 +1,45 @@
 const LF = 0x0a;
 
-/** Memory for the unfinished lines of all processes. */
-export interface LineMemory {
-  leftBytes: number;
+// What joins them costs less than a buffer for each.
+const smallBytes = 4096;
+
+/** Memory for the unfinished lines of all processes. Where it is short the longest of them is given up, whoever asks. */
+export class LineMemory {
+  readonly maxBytes: number;
+  readonly #held = new Map<LineSplitter, number>();
+  #heldBytes = 0;
+
+  constructor(maxBytes: number) {
+    this.maxBytes = maxBytes;
+  }
+
+  /** A splitter holds so many bytes from now on. */
+  hold(splitter: LineSplitter, bytes: number): void {
+    this.#heldBytes += bytes - (this.#held.get(splitter) ?? 0);
+    if (bytes === 0) this.#held.delete(splitter);
+    else this.#held.set(splitter, bytes);
+    if (this.#heldBytes <= this.maxBytes) return;
+    const [[longest] = []] = [...this.#held].sort(([, a], [, b]) => b - a);
+    longest?.giveUp();
+  }
 }
 
 /**
  * Cuts a byte stream into lines of UTF-8 text, without their line feed. Splits on LF alone: U+2028 is legal inside a
  * JSON string, and node:readline breaks lines there from Node 24. Time is linear in the bytes, however they are cut.
- * A line may be as long as what it leaves of the memory: half of it when it is alone, and nobody takes all from others.
+ * A line may have half of the memory.
  */
 export class LineSplitter {
   readonly #memory: LineMemory;
   #parts: Buffer[] = [];
   #pendingBytes = 0;
+  #isGivenUp = false;
 
   constructor(memory: LineMemory) {
     this.#memory = memory;
   }
 
-  /** The lines this chunk completes. Throws, and drops what it holds, once a line, finished or not, is too long. */
+  /** The lines this chunk completes. Throws, and drops what it holds, once a line, finished or not, is too long, and ever after. */
   push(chunk: Buffer): string[] {
     const lines: string[] = [];
     let start = 0;
@@ -41,19 +61,31 @@ export class LineSplitter {
 
   /** Gives the memory of an unfinished line back. */
   drop(): void {
-    this.#memory.leftBytes += this.#pendingBytes;
     this.#parts = [];
     this.#pendingBytes = 0;
+    this.#memory.hold(this, 0);
+  }
+
+  /** Drops an unfinished line for good: from now on `push` throws. */
+  giveUp(): void {
+    this.#isGivenUp = true;
+    this.drop();
   }
 
   #keep(part: Buffer): void {
-    if (part.length === 0) return;
+    if (part.length > 0) this.#add(part);
+    if (this.#isGivenUp) throw new Error('a line is too long');
+  }
+
+  #add(part: Buffer): void {
+    const last = this.#parts.at(-1);
+    // One that writes byte by byte would have half a kilobyte of ours for each.
+    if (last !== undefined && last.length < smallBytes && part.length < smallBytes) {
+      this.#parts.pop();
+      this.#parts.push(Buffer.concat([last, part]));
+    } else this.#parts.push(part);
     this.#pendingBytes += part.length;
-    this.#memory.leftBytes -= part.length;
-    if (this.#pendingBytes > this.#memory.leftBytes) {
-      this.drop();
-      throw new Error('a line is too long');
-    }
-    this.#parts.push(part);
+    if (this.#pendingBytes > this.#memory.maxBytes / 2) this.giveUp();
+    else this.#memory.hold(this, this.#pendingBytes);
   }
 }

@@ -5,7 +5,7 @@ import { machineExhausted } from '../host/memory.ts';
 import { heldBytes, killGroup, peakBytes, treeOf } from '../host/processes.ts';
 import { sandboxUnavailable, tooManyRefusals, withApiReport, type ExitStatus } from './outcome.ts';
 import { endMarked } from './strays.ts';
-import { LineSplitter } from './ndjson.ts';
+import { LineMemory, LineSplitter } from './ndjson.ts';
 import { readPaced } from './pace.ts';
 import { errorCode, type Problem } from '../problem.ts';
 import type { TurnReport } from '../sandbox/api-turn.ts';
@@ -15,7 +15,7 @@ import { initializeLine, interruptLine, parseLine, userLine, type Message } from
 import { lastWords } from './words.ts';
 
 // A line of 32 MiB must pass; endless ones of twenty processes must not fill the memory of a small VPS.
-const lineMemory = { leftBytes: 96 * 1024 * 1024 };
+const lineMemory = new LineMemory(96 * 1024 * 1024);
 // Enough for the error that ended the CLI, small enough for a log line.
 const stderrTailBytes = 4096;
 // How long each step of a stop may take before the next, harder one (facts 15 to 18).

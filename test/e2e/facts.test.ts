@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { mkdir, readdir, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
-import { LineSplitter } from '../../src/cli/ndjson.ts';
+import { LineMemory, LineSplitter } from '../../src/cli/ndjson.ts';
 import { initializeLine, interruptLine, userLine } from '../../src/cli/protocol.ts';
 import { anthropicKey, hang, imagesOf, promptsOf, startMessagesApi, type Json } from '../messages-api.ts';
 import { png } from '../pictures.ts';
@@ -24,7 +24,7 @@ class Cli {
     this.#child = spawn(binary, [...always, ...args], { cwd: env['PWD'], env, stdio: ['pipe', 'pipe', 'ignore'] });
     this.#exited = once(this.#child, 'exit');
     this.#child.stdin.on('error', () => {});
-    const splitter = new LineSplitter({ leftBytes: 2 * 1024 * 1024 });
+    const splitter = new LineSplitter(new LineMemory(2 * 1024 * 1024));
     this.#child.stdout.on('data', (chunk: Buffer) => this.lines.push(...splitter.push(chunk).map((line) => JSON.parse(line) as Json)));
   }
 

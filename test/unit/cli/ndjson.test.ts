@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { mock, test } from 'node:test';
-import { LineSplitter } from '../../../src/cli/ndjson.ts';
+import { LineMemory, LineSplitter } from '../../../src/cli/ndjson.ts';
 
 const limit = 1024;
 
 /** A splitter alone with its memory, so that its longest line has this many bytes. */
-const splitterOf = (maxLineBytes: number): LineSplitter => new LineSplitter({ leftBytes: 2 * maxLineBytes });
+const splitterOf = (maxLineBytes: number): LineSplitter => new LineSplitter(new LineMemory(2 * maxLineBytes));
 
 /** All lines of the pieces pushed one after the other, and what is left at the end. */
 function split(pieces: readonly (string | Buffer)[], maxLineBytes = limit): { lines: string[]; rest: string } {
@@ -94,29 +94,34 @@ test('a line over the limit is dropped from memory', () => {
   assert.equal(splitter.end(), '');
 });
 
-test('many take no more than there is, the next one still has a share, and what is dropped comes back', () => {
-  const memory = { leftBytes: 1000 };
-  const splitters = Array.from({ length: 20 }, () => new LineSplitter(memory));
-  const fill = (splitter: LineSplitter): number => {
-    for (let held = 1; held < 1000; held += 1) {
-      try {
-        splitter.push(Buffer.from('x'));
-      } catch {
-        for (let i = 1; i < held; i += 1) splitter.push(Buffer.from('x'));
-        return held - 1;
-      }
+test('many take no more than there is: the longest line is given up, and who has a short one goes on', () => {
+  const memory = new LineMemory(1000);
+  const hostile = Array.from({ length: 20 }, () => new LineSplitter(memory));
+  for (const splitter of hostile) splitter.push(Buffer.from('x'.repeat(50)));
+  const honest = new LineSplitter(memory);
+  assert.deepEqual(honest.push(Buffer.from(`${'y'.repeat(40)}`)), []);
+  assert.deepEqual(honest.push(Buffer.from('!\n')), [`${'y'.repeat(40)}!`]);
+  const lost = hostile.filter((splitter) => {
+    try {
+      return splitter.push(Buffer.from('')).length > 0;
+    } catch {
+      return true;
     }
-    return assert.fail('it took all');
-  };
-  const held = splitters.map(fill);
-  assert.equal(held[0], 500);
-  assert.ok(memory.leftBytes >= 0);
-  const small = new LineSplitter(memory);
-  splitters[0]?.drop();
-  assert.equal(memory.leftBytes, 1000 - held.slice(1).reduce((sum, bytes) => sum + bytes));
-  assert.deepEqual(small.push(Buffer.from('a short line\n')), ['a short line']);
-  for (const splitter of splitters) splitter.drop();
-  assert.equal(memory.leftBytes, 1000);
+  });
+  assert.equal(lost.length, 1);
+  for (const splitter of hostile) splitter.drop();
+  assert.deepEqual(new LineSplitter(memory).push(Buffer.from(`${'z'.repeat(500)}\n`)), ['z'.repeat(500)], 'what is dropped comes back');
+});
+
+test('a line that comes byte by byte takes about as much memory as it has bytes', () => {
+  const concat = mock.method(Buffer, 'concat');
+  const splitter = splitterOf(100_000);
+  for (let i = 0; i < 20_000; i += 1) splitter.push(Buffer.from('x'));
+  concat.mock.resetCalls();
+  assert.equal(splitter.end(), 'x'.repeat(20_000));
+  const parts = concat.mock.calls[0]?.arguments[0] ?? [];
+  concat.mock.restore();
+  assert.ok(parts.length < 10, `${parts.length} parts`);
 });
 
 test('a 32 MiB line in 64 KiB chunks is put together once, not once a chunk', () => {
