@@ -25,9 +25,9 @@ const controllers = ['cpu', 'memory', 'pids'];
 // Of the processor the server gets what it asks for, whatever twenty users do.
 const serverWeight = 1000;
 const userWeight = 50;
-// For the tools of a user, and for each process (the real CLI has 20 threads, its forwarder 11, bubblewrap is two). Without a
-// thread to be had Node hangs at its start for good, so that no number may bound the dialogues that are warm.
-const [userPids, processPids] = [512, 64];
+// For each process what its sandbox may have (300), and what is outside that. Without a thread to be had Node hangs at its
+// start for good, so that neither the dialogues that are warm nor their tools may take those of the next one.
+const [userPids, processPids] = [192, 320];
 const endsWithinMs = 2000;
 
 /**

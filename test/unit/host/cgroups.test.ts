@@ -50,10 +50,10 @@ test('each user has a group, and each process one in it with half of the memory,
   const root = machine(t);
   const groups = opened(root);
   groups.open(7, 1);
-  assert.equal(readFileSync(join(root, service, 'u7/pids.max'), 'utf8'), '576');
+  assert.equal(readFileSync(join(root, service, 'u7/pids.max'), 'utf8'), '512');
   groups.open(7, 2);
   const user = join(root, service, 'u7');
-  assert.deepEqual(textsIn(user), { 'cpu.weight': '50', 'pids.max': '640', 'cgroup.subtree_control': '+cpu +memory' });
+  assert.deepEqual(textsIn(user), { 'cpu.weight': '50', 'pids.max': '832', 'cgroup.subtree_control': '+cpu +memory' });
   for (const name of ['1', '2']) assert.deepEqual(textsIn(join(user, name)), { 'memory.max': String(400 * mib), 'memory.oom.group': '1' });
 });
 
