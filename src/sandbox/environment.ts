@@ -9,7 +9,8 @@ const passedNames = new RegExp(
     'MAX_THINKING_TOKENS|MAX_MCP_OUTPUT_TOKENS|CLAUDE_CODE_MAX_OUTPUT_TOKENS|CLAUDE_CODE_FILE_READ_MAX_OUTPUT_TOKENS',
     'CLAUDE_CODE_MAX_RETRIES|API_TIMEOUT_MS|MCP_TIMEOUT|MCP_TOOL_TIMEOUT',
     'BASH_DEFAULT_TIMEOUT_MS|BASH_MAX_TIMEOUT_MS|BASH_MAX_OUTPUT_LENGTH',
-    'DISABLE_[A-Z_]+|CLAUDE_CODE_DISABLE_[A-Z_]+|CLAUDE_CODE_EAGER_FLUSH|ENABLE_TOOL_SEARCH|BUN_JSC_useBaselineJIT|MIMALLOC_PURGE_DELAY',
+    'DISABLE_[A-Z_]+|CLAUDE_CODE_DISABLE_[A-Z_]+|CLAUDE_CODE_EAGER_FLUSH|ENABLE_TOOL_SEARCH',
+    'BUN_JSC_useBaselineJIT|MIMALLOC_PURGE_DELAY',
   ].join('|')})$`,
 );
 
@@ -18,9 +19,9 @@ const loginNames = /^(?:ANTHROPIC_API_KEY|ANTHROPIC_AUTH_TOKEN|CLAUDE_CODE_OAUTH
 
 /**
  * The environment inside, built of the operator's (`outer`): its listed names, fixed ones in the place of whatever
- * else the CLI needs, and `placeholders` for the login (those of the API proxy; none where there is no login, so that the
- * CLI says so itself). `isGateway`: the operator's own address stands for Anthropic's, and the CLI is to behave as for
- * one. `leftOut`: the names of `outer`, sorted, that stay outside and are neither the login nor replaced.
+ * else the CLI needs, and `placeholders` for the login (those of the API proxy). `isGateway`: the operator's own address
+ * stands for Anthropic's, and the CLI is to behave as for one. `leftOut`: the names of `outer`, sorted, that stay outside
+ * and are neither the login nor replaced.
  */
 export function sandboxEnv(
   outer: Readonly<Record<string, string>>,

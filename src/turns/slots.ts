@@ -20,7 +20,7 @@ export interface Slot<W> {
   idleTimer: NodeJS.Timeout | undefined;
 }
 
-// An idle process holds 110 to 145 MB (fact 60); one with twice as much has read a file of megabytes, or a long dialogue.
+// An idle process holds 95 to 145 MB (facts 60, 75); one with twice as much has read a file of megabytes, or a long dialogue.
 const fatBytes = 256 * 1024 * 1024;
 
 /** All slots, found by their session; each has one state. A change of state takes the same time however many there are. */

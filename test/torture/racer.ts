@@ -26,7 +26,7 @@ const put: Readonly<Record<string, (path: string) => void>> = {
 function swap(path: string, kinds: readonly string[]): void {
   try {
     // Its own links lead out too; what is inside a sandbox could not write there.
-    if (!realpathSync(dirname(path)).startsWith(folder)) return;
+    if (!realpathSync(dirname(path)).startsWith(`${folder}/`)) return;
     const next = `${path}.next`;
     rmSync(next, { recursive: true, force: true }); // a link that leads out may have been left there
     put[chance.pick(kinds)]?.(next);
