@@ -1,6 +1,6 @@
 const LF = 0x0a;
 
-// What joins them costs less than a buffer for each.
+// Parts below it are joined: a buffer has half a kilobyte of its own, and one may write byte by byte.
 const smallBytes = 4096;
 
 /** Memory for the unfinished lines of all processes. Where it is short the longest of them is given up, whoever asks. */
@@ -73,13 +73,12 @@ export class LineSplitter {
   }
 
   #keep(part: Buffer): void {
-    if (part.length > 0) this.#add(part);
+    if (part.length > 0 && !this.#isGivenUp) this.#add(part);
     if (this.#isGivenUp) throw new Error('a line is too long');
   }
 
   #add(part: Buffer): void {
     const last = this.#parts.at(-1);
-    // One that writes byte by byte would have half a kilobyte of ours for each.
     if (last !== undefined && last.length < smallBytes && part.length < smallBytes) {
       this.#parts.pop();
       this.#parts.push(Buffer.concat([last, part]));

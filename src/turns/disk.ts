@@ -27,7 +27,7 @@ export interface DiskLimit {
   /**
    * To be asked before a turn: gives the line that tells Claude to make room, where the folder is over its limit. Throws
    * Problem `user_storage_full` where it is over by more than a tenth, or this user filled the disk and it still is full.
-   * Counts only what is not known to be within the limit; a count of more than 5 s holds for the next turn.
+   * Counts only what is not known to be within the limit; a count of more than 5 s holds for the next turn. Keeps the reserve.
    */
   admit(userId: number): Promise<string | undefined>;
   /**

@@ -113,6 +113,16 @@ test('many take no more than there is: the longest line is given up, and who has
   assert.deepEqual(new LineSplitter(memory).push(Buffer.from(`${'z'.repeat(500)}\n`)), ['z'.repeat(500)], 'what is dropped comes back');
 });
 
+test('what comes after a line that was given up takes no memory', () => {
+  const memory = new LineMemory(1000);
+  const hostile = new LineSplitter(memory);
+  assert.throws(() => hostile.push(Buffer.from('x'.repeat(501))), /a line is too long/);
+  for (let i = 0; i < 3; i += 1) assert.throws(() => hostile.push(Buffer.from('x'.repeat(400))), /a line is too long/);
+  const others = [new LineSplitter(memory), new LineSplitter(memory)];
+  for (const splitter of others) splitter.push(Buffer.from('y'.repeat(500)));
+  for (const splitter of others) assert.deepEqual(splitter.push(Buffer.from('\n')), ['y'.repeat(500)]);
+});
+
 test('a line that comes byte by byte takes about as much memory as it has bytes', () => {
   const concat = mock.method(Buffer, 'concat');
   const splitter = splitterOf(100_000);
