@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { chmod, link, mkdir, mkdtemp, readdir, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -101,15 +101,17 @@ for (const [what, fill] of [
     const stateDir = await makeDisk(t);
     const server = await startSandboxedServer(t, { CLAUDE_STATE_DIR: stateDir, CLAUDE_USER_DISK_MB: '10000' });
     const codeOf = async (userId: number) => (await server.chat({ prompt: 'hello', user_id: userId })).body['code'];
-    const running = server.chat({ prompt: 'play sh until [ -e /work/go ]; do sleep 0.2; done', user_id: 2 });
-    await until('the reserve', () => (readdirSync(stateDir).includes('reserve') ? true : undefined));
+    const running = server.chat({ prompt: 'play sh touch /work/runs; until [ -e /work/go ]; do sleep 0.2; done', user_id: 2 });
+    // A process that starts while the disk is full may fail as well.
+    await until('the turn of another', () => (existsSync(join(stateDir, 'users/2/work/runs')) ? true : undefined));
+    assert.ok(existsSync(join(stateDir, 'reserve')));
     const filler = await within('the end of the turn', 30_000, server.chat({ prompt: `play sh cd /work; ${fill}` }));
     assert.deepEqual([filler.status, filler.body['code']], [507, 'user_storage_full'], JSON.stringify(filler.body));
     assert.match(String(filler.body['session_id']), /^[0-9a-f-]{36}$/);
     await until('room for others', async () => ((await codeOf(3)) === undefined ? true : undefined), 30_000);
     await writeFile(join(stateDir, 'users/2/work/go'), '');
     assert.equal((await running).status, 200);
-    await until('the reserve to be given', () => (readdirSync(stateDir).includes('reserve') ? undefined : true));
+    await until('the reserve to be given', () => (existsSync(join(stateDir, 'reserve')) ? undefined : true));
     assert.equal(await codeOf(1), 'user_storage_full', 'what the reserve gave is not room that somebody made');
     for (const name of await readdir(join(stateDir, 'users/1/work'))) await rm(join(stateDir, 'users/1/work', name));
     assert.equal(await codeOf(1), undefined);
