@@ -4,7 +4,7 @@ import { shuttingDown } from './problem.ts';
 // For the last answers to be written, at least, after the last turn.
 const answerGraceMs = 2000;
 // One Ctrl-C comes from the terminal, npm and node --watch each; a person's next one takes longer.
-const sameStopMs = 300;
+const sameStopMs = 600;
 
 /** What a shutdown ends. */
 interface ShutdownParts {

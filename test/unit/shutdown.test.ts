@@ -55,7 +55,7 @@ test('the first signal stops the app, one right behind it is the same, and a lat
   t.mock.method(performance, 'now', () => now);
   const { ending, steps } = makeEnding();
   ending.bySignal('SIGINT', 5000);
-  now += 299;
+  now += 599;
   ending.bySignal('SIGTERM', 5000);
   assert.deepEqual(steps, ['draining', 'stop 5000']);
   now += 2;
