@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -122,6 +122,12 @@ export class RunningServer {
     return this.#child.exitCode;
   }
 
+  /** Has the fake CLI's "play hold <name>" answer. */
+  async release(name: string): Promise<void> {
+    await mkdir(join(this.home, '.fake-claude'), { recursive: true });
+    await writeFile(join(this.home, '.fake-claude', name), '');
+  }
+
   /** Command lines of the processes of this run's HOME that still live, the server aside. */
   leftovers(): Promise<string[]> {
     return processesOf(this.home, this.pid);
@@ -215,11 +221,11 @@ export async function processesOf(home: string, exceptPid = 0): Promise<string[]
 
 /** Asks every 20 ms until there is an answer other than undefined; fails after the deadline, naming what it waited for. */
 export async function until<T>(label: string, ask: () => T | undefined | Promise<T | undefined>, timeoutMs = 10_000): Promise<T> {
-  const deadline = Date.now() + timeoutMs;
+  const deadline = performance.now() + timeoutMs;
   for (;;) {
     const answer = await ask();
     if (answer !== undefined) return answer;
-    if (Date.now() > deadline) throw new Error(`waited ${timeoutMs} ms in vain for ${label}`);
+    if (performance.now() > deadline) throw new Error(`waited ${timeoutMs} ms in vain for ${label}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }

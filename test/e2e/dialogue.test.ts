@@ -79,9 +79,9 @@ testWithRealClis('a dialogue', async (t, binary) => {
     const lost = server.chat({ prompt: 'lost', session_id: sessionId }).then(() => 'answered', () => 'cut off');
     const request = await api.asked('lost');
     await server.end('SIGKILL');
-    await until('the CLI of a killed server to go', async () => ((await processesOf(home)).length === 0 ? true : undefined), 2_000);
+    await until('the CLI of a killed server to go', async () => ((await processesOf(home)).length === 0 ? true : undefined));
     assert.equal(await lost, 'cut off');
-    await until('the request of the killed CLI to break', () => request.isAborted || undefined, 2_000);
+    await until('the request of the killed CLI to break', () => request.isAborted || undefined);
     server = await startServer(t, env, home);
     await goOn('word-seven');
     assert.deepEqual(heardBefore().filter((prompt) => prompt !== 'lost'), ['word-one', 'word-two', 'word-three', 'word-four', 'word-five', 'word-six']);

@@ -168,7 +168,7 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       await utimes(join(folder, `${ids.old}.jsonl`), daysAgo(8), daysAgo(8));
       await utimes(join(folder, `${ids.young}.jsonl`), daysAgo(6), daysAgo(6));
       await start(env, '--settings={"cleanupPeriodDays":7}').turn('hello');
-      await until('the old one to go', async () => ((await readdir(folder)).includes(`${ids.old}.jsonl`) ? undefined : true));
+      await until('the old one to go', async () => ((await readdir(folder)).includes(`${ids.old}.jsonl`) ? undefined : true), 60_000);
       assert.ok((await readdir(folder)).includes(`${ids.young}.jsonl`));
     }),
 

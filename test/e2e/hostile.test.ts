@@ -5,7 +5,7 @@ import { createServer, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { attempt, callTools, cliEnv, hang, promptsOf, say, startMessagesApi, toolResultsOf, type ApiRequest, type Json, type ToolCall } from '../messages-api.ts';
-import { apiKey, makeHome, startServer, testWithRealClis } from '../running-server.ts';
+import { apiKey, makeHome, startServer, testWithRealClis, until } from '../running-server.ts';
 
 const call = (name: string, input: Json): ToolCall => ({ name, input });
 const read = (path: string): ToolCall => call('Read', { file_path: path });
@@ -265,7 +265,8 @@ testWithRealClis('an end user who tries everything', async (t, binary) => {
     assert.ok(!(await exists(fired)), 'something was run');
     // One process a user is warm, and one may be a spare; no other is left, and nobody asks by himself.
     const askedBefore = api.requests.length;
-    assert.deepEqual((await server.leftovers()).filter((line) => !line.includes('--input-format=stream-json')), []);
+    // One that is just made still has the server's own line.
+    await until('nothing but CLIs', async () => ((await server.leftovers()).every((line) => line.includes('--input-format=stream-json')) ? true : undefined));
     assert.equal(api.requests.length, askedBefore);
   });
 
@@ -356,7 +357,8 @@ testWithRealClis('an end user who fills the disk of all', async (t, binary) => {
     const asked = api.turns.length;
     for (const reply of [await turn(2, 'two', other), await turn(1, 'more', sessionId), await turn(3, 'new')]) assert.deepEqual([reply.status, reply.body['code']], [503, 'storage_unavailable']);
     assert.equal(api.turns.length, asked, 'none was paid for');
-    // The transcript holds all that was written once more: the operator forgets this user.
+    // The transcript holds all that was written once more: the operator forgets this user, whose process writes until its end.
+    await until('the process of user 1 to go', async () => ((await server.leftovers()).some((line) => line.includes('users/1/')) ? undefined : true));
     await rm(seenByServer, { recursive: true });
     api.script = () => say('ok');
     for (const [userId, id] of [[2, other], [1, undefined], [3, undefined]] as const) assert.equal((await turn(userId, 'three', id)).status, 200, `user ${userId}`);

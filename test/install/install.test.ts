@@ -258,7 +258,7 @@ onMachine("where AppArmor keeps user namespaces from programs without a profile,
 });
 
 onMachine('two at once do not meet', async (machine) => {
-  const { status, stderr } = await machine.run(`flock /run/claude-api-install.lock sleep 5 & sleep 0.5; ${install}`);
+  const { status, stderr } = await machine.run(`flock /run/claude-api-install.lock sleep 20 & while flock -n /run/claude-api-install.lock true; do sleep 0.1; done; ${install}`);
   assert.deepEqual([status, /another install\.sh is running/.test(stderr)], [1, true]);
 });
 
@@ -287,7 +287,7 @@ onMachine('a .env that the server would not start with is refused before anythin
   await machine.must(`echo PORT=9100 > ${app}/.env`);
   assert.match((await machine.run(install)).stderr, /CLAUDE_API_KEY: missing; add the line CLAUDE_API_KEY=[0-9a-f]{64}\n/);
   assert.equal(await machine.must('grep -c ^restart /run/stub/calls || true'), '0');
-  await machine.must(`(node -e 'require("net").createServer().listen(9100)' & echo $! > /run/stub/other) >/dev/null 2>&1; sleep 0.5; echo CLAUDE_API_KEY=9f2c41d07be85a36c0d1e7f4a8b95263 >> ${app}/.env`);
+  await machine.must(`(node -e 'require("net").createServer().listen(9100)' & echo $! > /run/stub/other) >/dev/null 2>&1; until bash -c ': </dev/tcp/127.0.0.1/9100' 2>/dev/null; do sleep 0.1; done; echo CLAUDE_API_KEY=9f2c41d07be85a36c0d1e7f4a8b95263 >> ${app}/.env`);
   assert.match((await machine.run(install)).stderr, /port 9100 is taken by another program: stop it, or set another PORT in/);
   await machine.must(`kill $(cat /run/stub/other) && ${install}`);
 
@@ -326,7 +326,7 @@ onMachine('--uninstall keeps .env, login and dialogues, --purge keeps nothing', 
 
 onMachine('all that is wrong with a machine is said at once, and nothing is changed', async (machine, t) => {
   await machine.must('mkdir -p /home/claude && echo x > /home/claude/file && rm -rf /run/systemd && rm /root/copy/LICENSE && printf "[Service]\\nUser=root\\n" > /etc/systemd/system/claude-api.service');
-  await machine.run(`(node -e 'require("net").createServer().listen(8001)' & ) >/dev/null 2>&1; sleep 0.5`);
+  await machine.run(`(node -e 'require("net").createServer().listen(8001)' & ) >/dev/null 2>&1; until bash -c ': </dev/tcp/127.0.0.1/8001' 2>/dev/null; do sleep 0.1; done`);
   const before = await machine.state();
   const { status, stderr, stdout } = await machine.run(install);
   assert.equal(status, 1, stdout);
@@ -437,7 +437,7 @@ onMachine('what is not ours is not removed', async (machine) => {
 onMachine('a damaged release is built anew, and --purge ends what its user still runs', async (machine) => {
   await machine.must(`${install} && rm ${app}/current/dist/server.js && ${install} | grep build`);
   assert.equal(await machine.must('curl -s 127.0.0.1:8001/health'), '{"status":"ok"}');
-  await machine.run('(setsid runuser -u claude -- sleep 100 &) >/dev/null 2>&1 </dev/null; sleep 0.3');
+  await machine.run('(setsid runuser -u claude -- sleep 100 &) >/dev/null 2>&1 </dev/null; until pgrep -u claude -x sleep; do sleep 0.1; done');
   await machine.must(`${install} --purge`);
   assert.equal((await machine.run('getent passwd claude; test -e /home/claude')).status, 1);
 });

@@ -21,9 +21,10 @@ class Stage {
   readonly front: Front;
   readonly machines: Machine[];
   readonly crowd: Crowd;
+  readonly random: () => number;
 
-  constructor(front: Front, machines: Machine[], crowd: Crowd) {
-    [this.front, this.machines, this.crowd] = [front, machines, crowd];
+  constructor(front: Front, machines: Machine[], crowd: Crowd, random: () => number) {
+    [this.front, this.machines, this.crowd, this.random] = [front, machines, crowd, random];
   }
 
   /** Does something under load. Who was refused meanwhile must be one of those concerned; a lost connection is only where one may be. */
@@ -61,7 +62,7 @@ async function startStage(t: TestContext, count: number): Promise<Stage> {
   const crowd = new Crowd(front.url, someUsers(amount(60, 300), amount(6, 20), random), random);
   t.after(() => crowd.stop().catch(() => {}));
   crowd.begin(amount(3, 24));
-  return new Stage(front, machines, crowd);
+  return new Stage(front, machines, crowd, random);
 }
 
 test('machines and HAProxy are killed and drained, and buckets move, while everybody talks', { skip: noMoves }, async (t) => {
@@ -106,7 +107,7 @@ test('machines and HAProxy are killed and drained, and buckets move, while every
       const moved = async (): Promise<void> => {
         const broken = move();
         await broken.said(step);
-        await new Promise((resolve) => setTimeout(resolve, Math.random() * 150));
+        await new Promise((resolve) => setTimeout(resolve, stage.random() * 150));
         await broken.kill();
         // Between the two the bucket is held, or it is not; in both cases nobody is lost.
         await crowd.talked(5);

@@ -67,7 +67,7 @@ test('a stream that is cut is cut for the client, and what it told is counted', 
 });
 
 test('an API that never begins to answer, or falls silent in a stream, is given up in time', async (t) => {
-  const stage = await setStage(t, { firstByteMs: 300, idleMs: 300, script: () => {} });
+  const stage = await setStage(t, { firstByteMs: 1000, idleMs: 1000, script: () => {} });
   const socket = await stage.openInTurn();
   let closed = 0;
   await assert.rejects(ask(socket), { code: 'ECONNRESET' });
@@ -88,7 +88,7 @@ test('an answer that is compressed all the same is not passed on, for nobody cou
 });
 
 test('pings keep a stream, and an answer in JSON may be silent for longer than a stream', async (t) => {
-  const stage = await setStage(t, { idleMs: 300 });
+  const stage = await setStage(t, { idleMs: 2000 });
   const socket = await stage.openInTurn();
   stage.script = (res) => {
     res.writeHead(200, { 'content-type': 'text/event-stream' }).write(events[0]);
@@ -96,15 +96,15 @@ test('pings keep a stream, and an answer in JSON may be silent for longer than a
     const timer = setInterval(() => {
       pings += 1;
       res.write(events[1]);
-      if (pings < 8) return;
+      if (pings < 6) return;
       clearInterval(timer);
       res.end(events.slice(2).join(''));
-    }, 100);
+    }, 500);
   };
   assert.match((await ask(socket)).body, /message_stop/);
   stage.script = (res, request) => {
     res.writeHead(200, { 'content-type': 'application/json' }).flushHeaders();
-    setTimeout(() => sayOkBody(res), 700);
+    setTimeout(() => sayOkBody(res), 3000);
     void request;
   };
   const sayOkBody = (res: Parameters<typeof sayOk>[0]): void => void res.end(JSON.stringify({ usage: { input_tokens: 1, output_tokens: 1 } }));

@@ -175,14 +175,15 @@ test('what lies in tmp goes with the last process of its user, and not before', 
   await chmod(binary, 0o755);
   await server.chat({ prompt: 'hello' });
   await noneLeft(home, server.pid);
-  const running = server.chat({ prompt: 'play slow 1500' });
+  const running = server.chat({ prompt: 'play hold go' });
   await until('the CLI to run', async () => (await server.leftovers()).length === 1 || undefined);
   const file = join(home, 'state/users/1/tmp/file');
   await writeFile(file, '');
   await server.chat({ prompt: 'beside it' });
   await until('the second one to be gone', async () => (await server.leftovers()).length === 1 || undefined);
   assert.ok(existsSync(file), 'while one is left');
-  assertAnswer(await running, 'after 1500');
+  await server.release('go');
+  assertAnswer(await running, 'held go');
   await until('tmp to be empty', () => !existsSync(file) || undefined);
 });
 
@@ -295,7 +296,7 @@ test('every end a turn can have gets its own answer, and the session goes on', a
 });
 
 test('/health counts every turn asked for once, however it ends', async (t) => {
-  const server = await startServer(t, { CLAUDE_TIMEOUT_SECONDS: '1' });
+  const server = await startServer(t, { CLAUDE_TIMEOUT_SECONDS: '4' });
   const caller = new AbortController();
   for (const prompt of ['hello', 'play crash', 'play api 429', 'play hang']) await server.chat({ prompt });
   await server.chat({ prompt: 'hello', session_id: 'unknown' });
@@ -371,7 +372,7 @@ test('a caller who hangs up interrupts the turn, and the session goes on', async
   const first = await server.chat({ prompt: 'hello' });
   const caller = new AbortController();
   const running = server.chat({ prompt: 'play hang', session_id: idOf(first) }, { signal: caller.signal });
-  await until('the CLI to run', async () => (await processesOf(server.home, server.pid)).length > 0 || undefined);
+  await until('the turn to run', async () => (await healthOf(server))['running'] === 1 || undefined);
   caller.abort();
   await assert.rejects(running);
   await noneLeft(server.home, server.pid);
@@ -384,7 +385,7 @@ test('a server killed in mid-turn takes its CLI with it, and the dialogue goes o
   const before = await startServer(t, {}, home);
   const first = await before.chat({ prompt: 'hello' });
   before.chat({ prompt: 'play hang', session_id: idOf(first) }).catch(() => {});
-  await until('the CLI to run', async () => (await before.leftovers()).length > 0 || undefined);
+  await until('the turn to run', async () => (await healthOf(before))['running'] === 1 || undefined);
   await before.end('SIGKILL');
   await noneLeft(home);
   const after = await startServer(t, {}, home);

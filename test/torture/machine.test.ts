@@ -9,6 +9,8 @@ import { needs, needsToRun } from '../needs.ts';
 import { apiKey, makeHome, startServer, until, type Reply, type RunningServer, type StreamEvent } from '../running-server.ts';
 
 const isRoot = process.getuid?.() === 0;
+// After a turn its user's folder is counted, by a process of its own.
+const countAfterMs = 1500;
 // Root may write everywhere by its capabilities: without them it is a user like others.
 const asOrdinaryUser = isRoot ? ['setpriv', '--bounding-set=-all', '--inh-caps=-all'] : [];
 const onSmallDisk = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', 'mount -t tmpfs -o size=40m tmpfs "$0" && exec "$@"'] as const;
@@ -91,6 +93,7 @@ test('without descriptors the server is busy, and over it when there are some', 
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
   t.after(() => agent.destroy());
   assert.equal((await chatOver(agent, server, { prompt: 'before', user_id: 1 }))['content'], 'you said: before');
+  await new Promise((resolve) => setTimeout(resolve, countAfterMs));
   const limit = (count: number): void => void execFileSync('prlimit', ['--pid', String(server.pid), `--nofile=${count}:1000`]);
   // What a process that has gone held is closed a moment after it.
   const openNow = (): number => readdirSync(`/proc/${server.pid}/fd`).length;
@@ -131,6 +134,7 @@ test('where no process may be started the server is busy, and over it when one m
   if (group === undefined) return t.skip('needs a control group for pids: a machine without room for processes');
   const server = await startServer(t, { CLAUDE_WARM_SECONDS: '0' }, home);
   assert.equal((await server.chat({ prompt: 'before' })).status, 200);
+  await new Promise((resolve) => setTimeout(resolve, countAfterMs));
   writeFileSync(join(group, 'cgroup.procs'), String(server.pid));
   writeFileSync(join(group, 'pids.max'), readFileSync(join(group, 'pids.current'), 'utf8'));
   const meanwhile = await server.chat({ prompt: 'meanwhile' });

@@ -185,7 +185,7 @@ async function onMachine(t: TestContext, mebibytes: number, slim: number, fat: n
 
   // All but what the server needs for a turn or two at a time.
   const taken = mebibytes - (mebibytes > 600 ? 450 : 330);
-  const hog = others.hog(taken, amount(4, 7), amount(1, 15));
+  const hog = others.hog(taken, amount(12, 7), amount(1, 15));
   assert.deepEqual(await people.beside(hog), [0, null], 'the hog had what it wanted');
   await told(`beside a hog of ${taken} MiB`);
 

