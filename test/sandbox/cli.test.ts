@@ -58,6 +58,6 @@ if (noSandbox === false) testWithRealClis('the real CLI inside', async (t, binar
     assert.equal((await turn(cli, 'leave something'))['result'], 'done');
     assert.notDeepEqual(await runningWith(`sleep ${unlike(21)}`), [], 'while the CLI is warm it lives');
     await leave(cli);
-    await until('nothing left', async () => ((await runningWith(`sleep ${unlike(21)}`)).length === 0 ? true : undefined), 1000);
+    await until('nothing left', async () => ((await runningWith(`sleep ${unlike(21)}`)).length === 0 ? true : undefined));
   });
 });

@@ -13,8 +13,8 @@ const leaveBehind = (seconds: string): string =>
   `nohup sleep ${seconds} >/dev/null 2>&1 & setsid -f sleep ${seconds}; setsid -f env -i sleep ${seconds}; ` +
   `(trap "" INT TERM HUP; exec setsid -f env -i sleep ${seconds}); until [ "$(pgrep -c -f "sleep ${seconds}")" -ge 4 ]; do :; done; echo left`;
 
-async function noneRuns(text: string, timeoutMs = 10_000): Promise<void> {
-  await until(`no ${text}`, async () => ((await runningWith(text)).length === 0 ? true : undefined), timeoutMs);
+async function noneRuns(text: string): Promise<void> {
+  await until(`no ${text}`, async () => ((await runningWith(text)).length === 0 ? true : undefined));
 }
 
 testSandboxed('what a program left running ends with it', async (t) => {
@@ -23,7 +23,7 @@ testSandboxed('what a program left running ends with it', async (t) => {
   assert.equal(stdout, 'left\n');
   assert.equal(code, 0);
   assert.ok(hasRun);
-  await noneRuns(`sleep ${unlike(11)}`, 1000);
+  await noneRuns(`sleep ${unlike(11)}`);
 });
 
 testSandboxed('SIGKILL of bubblewrap ends everything inside', async (t) => {
@@ -34,7 +34,7 @@ testSandboxed('SIGKILL of bubblewrap ends everything inside', async (t) => {
   const { signal, hasRun } = await inside.ended();
   assert.equal(signal, 'SIGKILL');
   assert.equal(hasRun, false);
-  await noneRuns(`sleep ${unlike(12)}`, 1000);
+  await noneRuns(`sleep ${unlike(12)}`);
 });
 
 testSandboxed('the end of the server ends everything inside', async (t) => {
@@ -51,7 +51,7 @@ testSandboxed('the end of the server ends everything inside', async (t) => {
   closeSync(filter);
   await once(server.stdout ?? assert.fail('a pipe'), 'data');
   server.kill('SIGKILL');
-  await noneRuns(`sleep ${unlike(13)}`, 1000);
+  await noneRuns(`sleep ${unlike(13)}`);
 });
 
 testSandboxed('a sandbox that is killed while it is made leaves nothing that the sweep does not find', async (t) => {
@@ -64,7 +64,7 @@ testSandboxed('a sandbox that is killed while it is made leaves nothing that the
     await within('bubblewrap to end', 5000, exited);
   }
   await endMarked(users.markerPrefix);
-  await noneRuns(unlike(14), 1000);
+  await noneRuns(unlike(14));
 });
 
 testSandboxed('how the program ended is told: its code, its signal, and that it was never there', async (t) => {

@@ -110,7 +110,7 @@ testSandboxed('a process that leaves a program running is not kept warm, and the
   const first = await server.chat({ prompt: `play leave ${unlike(41)}` });
   assert.equal(first.body['content'], 'left');
   const { body } = await server.chat({ prompt: 'hello', user_id: 2 });
-  await until('nothing left of it', async () => ((await runningWith(`sleep ${unlike(41)}`)).length === 0 ? true : undefined), 5000);
+  await until('nothing left of it', async () => ((await runningWith(`sleep ${unlike(41)}`)).length === 0 ? true : undefined));
   const next = await server.chat({ prompt: 'play history', session_id: first.body['session_id'] });
   assert.deepEqual(JSON.parse(String(next.body['content'])), [`play leave ${unlike(41)}`, 'play history']);
   await server.chat({ prompt: 'hello again', session_id: body['session_id'], user_id: 2 });
