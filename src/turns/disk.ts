@@ -66,6 +66,7 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
   const fillers = new Set<number>();
   let watch: NodeJS.Timeout | undefined;
   let looking: Promise<void> | undefined;
+  let giving: NodeJS.Timeout | undefined;
 
   function count(userId: number): Promise<FolderSize | undefined> {
     const begun = counting.get(userId);
@@ -92,10 +93,16 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
     return Math.max(bytes / max.bytes, files / max.files);
   }
 
+  /** Keeps the reserve; what was to be given of it was for a filling that is over. */
+  function keepReserve(): Promise<void> {
+    clearTimeout(giving);
+    return reserve.keep();
+  }
+
   /** Looks at the disk, and ends whoever fills it. */
   async function look(): Promise<void> {
     const short = shortage();
-    if (short === undefined) return reserve.keep();
+    if (short === undefined) return keepReserve();
     looking ??= endFiller(short).finally(() => (looking = undefined));
     return looking;
   }
@@ -111,7 +118,8 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
     if (most === undefined || most.growth < leastGrowth[short]) return;
     fillers.add(most.userId);
     for (const end of most.user.ends) end(diskFull());
-    setTimeout(() => void (shortage() && reserve.give()), giveAfterMs).unref();
+    clearTimeout(giving);
+    giving = setTimeout(() => void (shortage() && reserve.give()), giveAfterMs).unref();
   }
 
   function leave(userId: number, user: Running): void {
@@ -129,7 +137,7 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
       // The last count has what is gone since: with it another filling would be no growth.
       if (fillers.delete(userId)) known.delete(userId);
       // Before anybody can fill the disk quicker than it is looked at.
-      if (!isShort) await reserve.keep();
+      if (!isShort) await keepReserve();
       const last = known.get(userId);
       const isKnown = last !== undefined && (shareOf(last.size) <= mostOver || performance.now() - last.atMs < recountMs);
       const size = isKnown ? last.size : await inTime(count(userId), countWaitMs, last?.size);

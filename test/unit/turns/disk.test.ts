@@ -18,7 +18,7 @@ class Disk {
   readonly reserve = { isKept: false, keep: async () => void (this.reserve.isKept = true), give: async () => void (this.reserve.isKept = false) };
   readonly limit: DiskLimit;
 
-  constructor() {
+  constructor({ giveAfterMs = 50 } = {}) {
     this.limit = createDiskLimit({
       measure: async (userId) => {
         this.counted.push(userId);
@@ -32,7 +32,7 @@ class Disk {
       max: { bytes: 100 * mib, files: 1000 },
       reserve: this.reserve,
       watchMs: 10,
-      giveAfterMs: 50,
+      giveAfterMs,
       countWaitMs: 50,
       lookWaitMs: 50,
     });
@@ -187,6 +187,26 @@ test('one who filled the disk, made room and fills it again at once is found aga
     disk.shortage = undefined;
     await disk.reserve.give();
   }
+});
+
+test('the reserve is given for the filling that ended somebody, and not for the next one', async () => {
+  const disk = new Disk({ giveAfterMs: 1000 });
+  disk.hold(1, 10);
+  await disk.limit.admit(1);
+  let isEnded = false;
+  const leave = disk.limit.begin(1, () => (isEnded = true));
+  disk.hold(1, 40);
+  disk.shortage = 'bytes';
+  await until('the end', () => (isEnded ? true : undefined));
+  leave();
+  disk.hold(1, 10);
+  disk.shortage = undefined;
+  await disk.limit.admit(1);
+  const leaveAgain = disk.limit.begin(1, () => assert.fail('this one grew by nothing'));
+  disk.shortage = 'bytes';
+  await new Promise((resolve) => setTimeout(resolve, 1500));
+  assert.ok(disk.reserve.isKept);
+  leaveAgain();
 });
 
 test('a turn does not wait for a long count, whose end holds for the next one', async () => {
