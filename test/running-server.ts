@@ -180,7 +180,7 @@ export async function makeHome(t: TestContext): Promise<string> {
     } finally {
       // A test that found some has failed; the next one need not suffer from it.
       for (const line of await processesOf(home)) killQuietly(Number.parseInt(line, 10));
-      await rm(home, { recursive: true, force: true });
+      await rm(home, { recursive: true, force: true, maxRetries: 10 });
     }
   });
   return home;
@@ -247,7 +247,7 @@ export function testWithRealClis(theme: string, tests: (t: TestContext, binary: 
   const binaries = realClis();
   if (binaries.length === 0) test(theme, { skip: 'needs the Claude CLI, on PATH or named in CLAUDE_TEST_CLIS: what only the real one can show' }, () => {});
   for (const binary of binaries) {
-    const version = execFileSync(binary, ['--version'], { encoding: 'utf8', timeout: 10_000 }).trim();
+    const version = execFileSync(binary, ['--version'], { encoding: 'utf8', timeout: 60_000 }).trim();
     // Tests that are not awaited one by one run side by side: most of their time is the CLI's start.
     test(`${theme}, on ${version}`, { concurrency: 4 }, (t) => tests(t, binary, version));
   }

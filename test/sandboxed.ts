@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcessByStdio } from 'node:child_process';
 import { createHash, randomUUID } from 'node:crypto';
-import { once } from 'node:events';
 import { closeSync, copyFileSync, linkSync, lstatSync, readFileSync, statSync } from 'node:fs';
 import { chmod, chown, mkdir, mkdtemp, readdir, readFile, realpath, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -86,12 +85,14 @@ export interface Outcome {
 /** A process inside. */
 export class Inside {
   readonly child: ChildProcessByStdio<Writable, Readable, Readable>;
+  readonly #closed: Promise<[number | null, string | null]>;
   stdout = '';
   stderr = '';
   #status = '';
 
   constructor([command, ...args]: [string, ...string[]], env: Readonly<Record<string, string>>, filter: number) {
     this.child = spawn(command, args, { cwd: '/', env, detached: true, stdio: ['pipe', 'pipe', 'pipe', filter, 'pipe'] }) as typeof this.child;
+    this.#closed = new Promise((resolve) => this.child.once('close', (code, signal) => resolve([code, signal])));
     this.child.stdin.on('error', () => {});
     this.child.stdout.setEncoding('utf8').on('data', (text: string) => (this.stdout += text));
     this.child.stderr.setEncoding('utf8').on('data', (text: string) => (this.stderr += text));
@@ -105,7 +106,7 @@ export class Inside {
   }
 
   async ended(timeoutMs = 30_000): Promise<Outcome> {
-    const [code, signal] = (await within('the sandbox to end', timeoutMs, once(this.child, 'close'))) as [number | null, string | null];
+    const [code, signal] = await within('the sandbox to end', timeoutMs, this.#closed);
     return { code, signal, stdout: this.stdout, stderr: this.stderr, hasRun: hasProgramRun(this.#status) };
   }
 }

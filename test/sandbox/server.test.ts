@@ -33,7 +33,7 @@ testSandboxed('a dialogue goes on in its warm process, and after a restart', asy
   assert.equal((await server.chat({ prompt: 'play pid', session_id: sessionId })).body['content'], '2', 'the second process inside');
   assert.equal((await server.chat({ prompt: 'hello', session_id: sessionId, user_id: 2 })).body['code'], 'session_not_found');
   await server.end();
-  assert.deepEqual(await runningWith(home), []);
+  await noneWith(home);
   const next = await startSandboxedServer(t, {}, home);
   const history = await next.chat({ prompt: 'play history', session_id: sessionId });
   assert.deepEqual(JSON.parse(String(history.body['content'])), ['hello', 'play pid', 'play history']);
@@ -120,11 +120,13 @@ testSandboxed('a process that leaves a program running is not kept warm, and the
 testSandboxed('a server that is killed takes all sandboxes along', async (t) => {
   const home = await makeSandboxedHome(t);
   const server = await startSandboxedServer(t, {}, home);
-  const turn = server.chat({ prompt: 'play grandchild' }).catch(() => {});
-  await until('a running sandbox', async () => ((await runningWith(`${home}/state/users/1`)).length > 0 ? true : undefined));
+  const word = `sleep ${unlike(42)}`;
+  const turn = server.chat({ prompt: `play sh setsid -f ${word} >/dev/null 2>&1; ${word}` }).catch(() => {});
+  // What runs inside: bubblewrap itself is there before its sandbox is.
+  await until('a running turn', async () => ((await runningWith(word)).length > 0 ? true : undefined));
   await server.end('SIGKILL');
   await turn;
-  await until('nothing left', async () => ((await runningWith(home)).length === 0 ? true : undefined));
+  for (const text of [home, word]) await noneWith(text);
 });
 
 testSandboxed('a folder that is removed under a warm process makes the turn start anew, and a planted one starts nothing', async (t) => {
@@ -152,7 +154,7 @@ testSandboxed('a sandbox that cannot be made fails the turn, three in a row make
     assert.deepEqual([reply.status, reply.body['code']], [503, 'sandbox_unavailable'], JSON.stringify(reply.body));
   }
   assert.equal((await server.request('/health')).status, 503);
-  await until('the server to find that it works again', async () => ((await server.request('/health')).status === 200 ? true : undefined), 20_000);
+  await until('the server to find that it works again', async () => ((await server.request('/health')).status === 200 ? true : undefined), 45_000);
   assert.equal((await server.chat({ prompt: 'hello', user_id: 20 })).status, 200);
 });
 
@@ -235,12 +237,17 @@ testSandboxed('chats that come while the sandbox is tried wait for it, and /heal
   const slow = join(home, 'claude');
   const fake = await readFile(fakeClaude, 'utf8');
   const [head = '', rest = ''] = [fake.slice(0, fake.indexOf('\n') + 1), fake.slice(fake.indexOf('\n') + 1)];
-  await writeFile(slow, `${head}if (process.argv[2] === '--version') await new Promise((resolve) => setTimeout(resolve, 1000));\n${rest}`, { mode: 0o755 });
+  // No sandbox has this file: the server's own look at the version waits for it.
+  const hold = join(home, 'hold');
+  await writeFile(hold, '');
+  const wait = `if (process.argv[2] === '--version') while (existsSync(${JSON.stringify(hold)})) await new Promise((resolve) => setTimeout(resolve, 20));\n`;
+  await writeFile(slow, `${head}${wait}${rest}`, { mode: 0o755 });
   const server = await startServer(t, { CLAUDE_SANDBOX: 'required', CLAUDE_BINARY_PATH: slow, ANTHROPIC_API_KEY: anthropicKey }, home, [asUserScript]);
   const waiting = server.chat({ prompt: 'hello' });
   const response = await server.request('/health');
   const { status, detail } = (await response.json()) as Record<string, unknown>;
   assert.deepEqual([response.status, status, /is trying its sandbox/.test(String(detail))], [503, 'unavailable', true]);
+  await rm(hold);
   assert.equal((await waiting).body['content'], 'you said: hello');
   assert.equal((await server.request('/health')).status, 200);
 });

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { anthropicKey, attempt, callTools, holds, say, startMessagesApi, toolNamesOf, toolResultsOf } from '../messages-api.ts';
 import { needs } from '../needs.ts';
 import { testWithRealClis, until } from '../running-server.ts';
-import { chownAll, makeSandboxedHome, noSandbox, runningWith, startSandboxedServer, unlike } from '../sandboxed.ts';
+import { chownAll, makeSandboxedHome, noneWith, noSandbox, runningWith, startSandboxedServer, unlike } from '../sandboxed.ts';
 
 // Found by ToolSearch only; the CLI offers these names in its place.
 const searched = new Set(['DeferredToolPlaceholder']);
@@ -99,14 +99,20 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
       post(plain), post({ ...plain, model: 'claude-dearer-5' }), post({ ...plain, mcp_servers: [] }), post(plain, '/v1/files'),
       post({ ...plain, messages: [{ role: 'user', content: [{ type: 'image', source: { type: 'url', url: 'https://example.com/x.png' } }] }] }),
       post({ ...plain, tools: [{ type: 'code_execution_20250522', name: 'code_execution' }] }),
-      `(sleep 0.5; ${post(plain)} >/tmp/late) >/dev/null 2>&1 </dev/null &`,
+      `(until [ -e /work/go ]; do sleep 0.02; done; ${post(plain)} >/work/late) >/dev/null 2>&1 </dev/null &`,
     ].join('; ').replace('&;', '&');
     const lines = (await bash(command, 4)).split('\n');
     assert.deepEqual(lines, ['200', '402', '402', '402', '402', '402']);
+    await writeFile(join(users, '4/work/go'), '');
+    // A process that goes on with something is stopped a second after its turn.
+    const late = await until('the late one, or its end', async () => {
+      const isOver = (await runningWith('until [ -e /work/go ]')).length === 0;
+      const text = await readFile(join(users, '4/work/late'), 'utf8').catch(() => '');
+      return text || (isOver ? 'stopped' : undefined);
+    });
+    assert.match(late, /^(?:429\n|stopped)$/, 'between turns nothing is asked');
     const own = api.requests.slice(before).filter((request) => request.rawBody.includes('"max_tokens":1,'));
     assert.equal(own.length, 1, 'only the allowed one went on');
-    await until('the late one', async () => readFile(join(users, '4/tmp/late'), 'utf8').then((text) => text || undefined, () => undefined));
-    assert.equal(await readFile(join(users, '4/tmp/late'), 'utf8'), '429\n', 'between turns nothing is asked');
   });
 
   await t.test('cannot ask for ever: the turn of one who tries is stopped', async () => {
@@ -119,10 +125,11 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
 
   await t.test('do what a planted setting says in the own sandbox only, and a server without one does not start there', async () => {
     api.script = () => say('ok');
-    await server.chat({ prompt: 'hello', user_id: 6 });
+    // Before any process of theirs is there, which would read it half written.
+    await mkdir(join(users, '6/home'), { recursive: true });
     const hook = { hooks: { UserPromptSubmit: [{ hooks: [{ type: 'command', command: 'id -un >/work/hooked; ls / >>/work/hooked' }] }] } };
     await writeFile(join(users, '6/home/settings.json'), JSON.stringify(hook));
-    await chownAll(join(users, '6/home/settings.json')); // nothing else: the CLI that is still warm makes and removes files beside it
+    await chownAll(join(users, '6'));
     const fresh = await server.chat({ prompt: 'hello', user_id: 6 });
     assert.equal(fresh.status, 200);
     assert.match(await readFile(join(users, '6/work/hooked'), 'utf8'), /^claude\nbin\n/);
@@ -133,7 +140,6 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
     const command = `setsid -f env -i sleep ${unlike(31)} >/dev/null 2>&1 </dev/null; nohup sleep ${unlike(31)} >/dev/null 2>&1 </dev/null & echo left`;
     assert.equal(await bash(command, 7), 'left');
     await server.end();
-    assert.deepEqual(await runningWith(`sleep ${unlike(31)}`), []);
-    assert.deepEqual(await runningWith(home), []);
+    for (const text of [`sleep ${unlike(31)}`, home]) await noneWith(text);
   });
 });
