@@ -63,11 +63,11 @@ export class RunningServer {
   }
 
   /** The first log line of this event, waited for. */
-  async logged(event: string, matches: (line: LogLine) => boolean = () => true): Promise<LogLine> {
+  async logged(event: string, matches: (line: LogLine) => boolean = () => true, timeoutMs = 10_000): Promise<LogLine> {
     return until(`log line ${event}`, () => {
       assert.equal(this.#child.exitCode, null, `the server ended: ${this.stderr}`);
       return this.lines.find((line) => line.event === event && matches(line));
-    });
+    }, timeoutMs);
   }
 
   get url(): string {
@@ -159,7 +159,7 @@ export async function startServer(
   const folder = home ?? (await makeHome(t));
   const server = new RunningServer(folder, env, wrapper, program);
   serversOf.set(folder, [...(serversOf.get(folder) ?? []), server]);
-  server.port = Number((await server.logged('listening'))['port']);
+  server.port = Number((await server.logged('listening', undefined, 30_000))['port']);
   return server;
 }
 
