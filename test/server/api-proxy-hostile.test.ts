@@ -286,7 +286,7 @@ test('a process with large bodies that drip leaves memory for those of others', 
 
 test('ten thousand requests leave nothing behind', async (t) => {
   const stage = await setStage(t);
-  const socket = await stage.openInTurn({ maxRequests: 50_000 });
+  const socket = await stage.openInTurn({ maxRequests: 60_000 });
   const connections = await Promise.all([1, 2, 3, 4].map(() => stage.connect(socket)));
   const bytes = requestBytes('POST /v1/messages', [], messageBody());
   const round = async (count: number): Promise<void> => {
@@ -303,13 +303,13 @@ test('ten thousand requests leave nothing behind', async (t) => {
   await round(2_000);
   const grownKb: number[] = [];
   // What leaks grows in each of them; what Node sets up at its own time does not.
-  while (grownKb.length < 4 && !grownKb.some((kb) => kb < 1_000)) {
+  while (grownKb.length < 6 && !grownKb.some((kb) => kb < 2_000)) {
     const before = liveBytes();
     await round(8_000);
     grownKb.push(Math.round((liveBytes() - before) / 1024));
   }
   t.diagnostic(`the heap grew by ${grownKb.join(', ')} KB`);
-  assert.ok(grownKb.some((kb) => kb < 1_000), `${grownKb.join(', ')} KB`);
+  assert.ok(grownKb.some((kb) => kb < 2_000), `${grownKb.join(', ')} KB`);
   assert.equal(socket.endTurn().tokens.input, 1000 * (2_000 + 8_000 * grownKb.length));
   assert.ok(stage.connections <= 4, `${stage.connections} connections to the API`);
 });
