@@ -3,7 +3,7 @@ import { shuttingDown } from './problem.ts';
 
 // For the last answers to be written, at least, after the last turn.
 const answerGraceMs = 2000;
-// One Ctrl-C comes from the terminal, npm and node --watch each; a person's next one takes longer.
+// One Ctrl-C comes from the terminal, npm and node --watch each, some late; a person who means it presses again.
 const sameStopMs = 600;
 
 /** What a shutdown ends. */

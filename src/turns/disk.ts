@@ -93,9 +93,15 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
     return Math.max(bytes / max.bytes, files / max.files);
   }
 
-  /** Keeps the reserve; what was to be given of it was for a filling that is over. */
-  function keepReserve(): Promise<void> {
+  /** Those who were ended have room again: what fills the disk from now on is another filling. */
+  function stopGiving(): void {
     clearTimeout(giving);
+    giving = undefined;
+  }
+
+  /** Keeps the reserve. What is to be given of it waits from the last time there was room: the filling may go on. */
+  function keepReserve(): Promise<void> {
+    giving?.refresh();
     return reserve.keep();
   }
 
@@ -119,7 +125,10 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
     fillers.add(most.userId);
     for (const end of most.user.ends) end(diskFull());
     clearTimeout(giving);
-    giving = setTimeout(() => void (shortage() && reserve.give()), giveAfterMs).unref();
+    giving = setTimeout(() => {
+      giving = undefined;
+      if (shortage() !== undefined) void reserve.give();
+    }, giveAfterMs).unref();
   }
 
   function leave(userId: number, user: Running): void {
@@ -135,7 +144,10 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
       const isShort = shortage() !== undefined;
       if (fillers.has(userId) && isShort) throw diskFull();
       // The last count has what is gone since: with it another filling would be no growth.
-      if (fillers.delete(userId)) known.delete(userId);
+      if (fillers.delete(userId)) {
+        known.delete(userId);
+        if (fillers.size === 0) stopGiving();
+      }
       // Before anybody can fill the disk quicker than it is looked at.
       if (!isShort) await keepReserve();
       const last = known.get(userId);

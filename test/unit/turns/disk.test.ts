@@ -209,6 +209,22 @@ test('the reserve is given for the filling that ended somebody, and not for the 
   leaveAgain();
 });
 
+test('the reserve is given also where there was room for a moment while the filling went on', async () => {
+  const disk = new Disk();
+  disk.hold(1, 10);
+  await disk.limit.admit(1);
+  let isEnded = false;
+  const leave = disk.limit.begin(1, () => (isEnded = true));
+  disk.hold(1, 40);
+  disk.shortage = 'bytes';
+  await until('the end', () => (isEnded ? true : undefined));
+  disk.shortage = undefined;
+  await disk.limit.admit(2);
+  leave();
+  disk.shortage = 'bytes';
+  await until('the reserve', () => (disk.reserve.isKept ? undefined : true), 2000);
+});
+
 test('a turn does not wait for a long count, whose end holds for the next one', async () => {
   const disk = new Disk();
   let finish = (): void => {};
