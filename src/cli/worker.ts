@@ -22,8 +22,6 @@ const stderrTailBytes = 4096;
 const stepMs = 2000;
 // A tool may hold our pipe open long after the CLI is gone; what the CLI itself wrote is there at once.
 const drainMs = 500;
-// A turn that the process was started for has been said by then, and no CLI is up yet.
-const greetingMs = 100;
 // An honest turn's tools have ended by then.
 const toolsEndMs = 1000;
 
@@ -37,7 +35,6 @@ export class Worker {
   readonly #launch: Launch;
   readonly #lines = new LineSplitter(lineMemory);
   readonly #dialogue: Dialogue;
-  readonly #greeting: NodeJS.Timeout;
   #exit: ExitStatus | undefined;
   #stopping: Promise<void> | undefined;
   #stderrTail = '';
@@ -53,9 +50,8 @@ export class Worker {
     this.exited = new Promise((resolve) => this.#watch(resolve));
     // Without a descriptor left there are no pipes either, whatever the types say.
     if (this.#child.stdin === undefined) throw machineExhausted();
-    // The CLI says nothing before its first message, but it answers this one as soon as it is up (fact 1); where a turn
-    // comes with the start it would only take time.
-    this.#greeting = setTimeout(() => this.#child.stdin.write(initializeLine), greetingMs);
+    // The CLI says nothing before its first message, but it answers this one as soon as it is up (fact 1).
+    this.#child.stdin.write(initializeLine);
     const spoke = new Promise<void>((resolve) => this.#child.stdout.once('data', () => resolve()));
     this.started = Promise.race([spoke, this.exited]);
   }
@@ -96,7 +92,6 @@ export class Worker {
       this.#failTurn();
       return end;
     }
-    clearTimeout(this.#greeting);
     this.#beginApiTurn();
     this.#child.stdin.write(line);
     return end.then((turnEnd) => {
@@ -151,7 +146,6 @@ export class Worker {
   }
 
   async #stop(): Promise<void> {
-    clearTimeout(this.#greeting);
     this.#child.stdin.write(interruptLine);
     // After an interrupt or an answer the CLI leaves by itself once stdin ends, with its transcript written.
     this.#child.stdin.end();
