@@ -93,12 +93,6 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
     return Math.max(bytes / max.bytes, files / max.files);
   }
 
-  /** Those who were ended have room again: what fills the disk from now on is another filling. */
-  function stopGiving(): void {
-    clearTimeout(giving);
-    giving = undefined;
-  }
-
   /** Keeps the reserve. What is to be given of it waits from the last time there was room: the filling may go on. */
   function keepReserve(): Promise<void> {
     giving?.refresh();
@@ -127,7 +121,8 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
     clearTimeout(giving);
     giving = setTimeout(() => {
       giving = undefined;
-      if (shortage() !== undefined) void reserve.give();
+      // With all of them back it is another filling that goes on.
+      if (fillers.size > 0 && shortage() !== undefined) void reserve.give();
     }, giveAfterMs).unref();
   }
 
@@ -144,10 +139,7 @@ export function createDiskLimit(options: DiskOptions): DiskLimit {
       const isShort = shortage() !== undefined;
       if (fillers.has(userId) && isShort) throw diskFull();
       // The last count has what is gone since: with it another filling would be no growth.
-      if (fillers.delete(userId)) {
-        known.delete(userId);
-        if (fillers.size === 0) stopGiving();
-      }
+      if (fillers.delete(userId)) known.delete(userId);
       // Before anybody can fill the disk quicker than it is looked at.
       if (!isShort) await keepReserve();
       const last = known.get(userId);

@@ -95,6 +95,17 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       assert.deepEqual(api.turns, []);
     }),
 
+    t.test('answers initialize before an MCP server does, for which the init line of the first turn waits', async (t) => {
+      const { start } = await setUp(t, binary);
+      const silent = { command: process.execPath, args: ['-e', 'process.stdin.resume()'] };
+      const cli = start(undefined, `--mcp-config=${JSON.stringify({ mcpServers: { silent } })}`);
+      cli.send(initializeLine);
+      cli.send(userLine({ prompt: 'hello' }, ''));
+      await until('the answer to initialize', () => cli.lines[0], 20_000);
+      await new Promise((resolve) => setTimeout(resolve, 2000));
+      assert.deepEqual(cli.lines.map(({ type }) => type), ['control_response']);
+    }),
+
     t.test('begins each turn with an init line', async (t) => {
       const { start } = await setUp(t, binary);
       const cli = start();

@@ -275,13 +275,16 @@ testWithRealClis('the processes of a turn', async (t, binary) => {
     await api.asked('between-you-and-me');
     const left = await server.leftovers();
     assert.ok(left.some((line) => line.includes('--input-format=stream-json')), `no CLI among ${left.join(' | ')}`);
+    let looked = 0;
     for (const line of left) {
       const environment = await readFile(`/proc/${line.split(' ')[0]}/environ`, 'latin1').catch(() => '');
       if (environment === '') continue; // it has gone
+      looked += 1;
       assert.match(environment, /(^|\0)ANTHROPIC_API_KEY=/, 'this is the environment');
       assert.ok(!environment.includes('CLAUDE_API_KEY') && !environment.includes(apiKey), line);
       assert.ok(!line.includes('between-you-and-me') && !environment.includes('between-you-and-me'), line);
     }
+    assert.ok(looked > 0, 'the CLI of a turn that hangs is there');
     leaving.abort();
     assert.equal(await answer, 'left');
     await until('the turn to end', () => api.turns.every((request) => request.isAborted) || undefined);

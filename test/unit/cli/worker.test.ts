@@ -13,7 +13,7 @@ import { Folder } from '../../../src/host/folder.ts';
 import { until, within } from '../../running-server.ts';
 
 const boxes = new Boxes('/nowhere');
-const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: 'test.', sessionId: 'a', boxes, inbox: '/inbox', isInPlace: () => true };
+const launch = { command: 'claude', args: [], env: {}, cwd: '/', marker: `test-${process.pid}.`, sessionId: 'a', boxes, inbox: '/inbox', isInPlace: () => true };
 
 // Node tells of a missing program by an event, and throws these from spawn itself.
 for (const [code, expected] of [['ENOMEM', 'busy'], ['ETXTBSY', 'claude_not_found'], ['ENOEXEC', 'claude_not_found'], ['ENOTDIR', 'claude_not_found']] as const) {
@@ -86,7 +86,7 @@ test('a prompt counts as heard where the process has gone and somebody in it may
   t.after(() => rmSync(folder, { recursive: true, force: true }));
   const own = new Boxes(join(folder, '1'));
   for (const path of [own.inbox, own.outbox]) mkdirSync(path, { recursive: true });
-  const script = 'exec 3<&0; (sleep 2; cat >said) <&3 & sleep 0.3';
+  const script = 'exec 3<&0; (sleep 3; cat >said) <&3 & sleep 1';
   const worker = new Worker({ ...launch, command: '/bin/sh', args: ['-c', script], cwd: folder, boxes: own });
   const { wasHeard } = await within('the end of the turn', 10_000, worker.turn({ prompt: 'hello' }, new AbortController().signal, () => {}));
   await until('what was read', () => existsSync(join(folder, 'said')) && readFileSync(join(folder, 'said'), 'utf8').includes('hello') ? true : undefined);

@@ -189,15 +189,21 @@ test('one who filled the disk, made room and fills it again at once is found aga
   }
 });
 
-test('the reserve is given for the filling that ended somebody, and not for the next one', async () => {
-  const disk = new Disk({ giveAfterMs: 1000 });
-  disk.hold(1, 10);
-  await disk.limit.admit(1);
+/** Has this user fill the disk, and their turn ended for it; gives what the turn calls when it leaves. */
+async function fillBy(disk: Disk, userId: number): Promise<() => void> {
+  disk.hold(userId, 10);
+  await disk.limit.admit(userId);
   let isEnded = false;
-  const leave = disk.limit.begin(1, () => (isEnded = true));
-  disk.hold(1, 40);
+  const leave = disk.limit.begin(userId, () => (isEnded = true));
+  disk.hold(userId, 40);
   disk.shortage = 'bytes';
   await until('the end', () => (isEnded ? true : undefined));
+  return leave;
+}
+
+test('the reserve is given for the filling that ended somebody, and not for the next one', async () => {
+  const disk = new Disk({ giveAfterMs: 1000 });
+  const leave = await fillBy(disk, 1);
   leave();
   disk.hold(1, 10);
   disk.shortage = undefined;
@@ -211,13 +217,7 @@ test('the reserve is given for the filling that ended somebody, and not for the 
 
 test('the reserve is given also where there was room for a moment while the filling went on', async () => {
   const disk = new Disk();
-  disk.hold(1, 10);
-  await disk.limit.admit(1);
-  let isEnded = false;
-  const leave = disk.limit.begin(1, () => (isEnded = true));
-  disk.hold(1, 40);
-  disk.shortage = 'bytes';
-  await until('the end', () => (isEnded ? true : undefined));
+  const leave = await fillBy(disk, 1);
   disk.shortage = undefined;
   await disk.limit.admit(2);
   leave();
