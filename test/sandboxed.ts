@@ -163,10 +163,15 @@ function reachable(program: string, folder: string): string {
 
 /** The processes of the server in this home that carry its marker, on the whole machine. */
 export async function markedProcesses(home: string): Promise<number[]> {
-  const hash = createHash('sha256').update(await realpath(join(home, 'state'))).digest('hex').slice(0, 16);
+  const prefix = await markerPrefixOf(join(home, 'state'));
   const pids = (await readdir('/proc')).map(Number).filter((pid) => pid > 0);
-  const found = await Promise.all(pids.map(async (pid) => (await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '')).includes(`CLAUDEAPI_WORKER=${hash}.`)));
+  const found = await Promise.all(pids.map(async (pid) => (await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '')).includes(`${markerName}=${prefix}`)));
   return pids.filter((_pid, i) => found[i]);
+}
+
+/** What the markers of all processes of a server with this state folder begin with. */
+async function markerPrefixOf(stateDir: string): Promise<string> {
+  return `${createHash('sha256').update(await realpath(stateDir)).digest('hex').slice(0, 16)}.`;
 }
 
 /** Seconds for a `sleep` that no other run of these tests has: by it the sleep is found. */
@@ -184,11 +189,16 @@ export function parentOf(pid: number): number {
   return Number(/^PPid:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1]);
 }
 
-/** A server run as an ordinary user, with the sandbox required unless `env` says otherwise, and ready for turns. */
+/**
+ * A server run as an ordinary user, with the sandbox required unless `env` says otherwise, and ready for turns. After the
+ * test it is killed, and with it what a sandbox that was half made leaves.
+ */
 export async function startSandboxedServer(t: TestContext, env: Readonly<Record<string, string | undefined>> = {}, home?: string): Promise<RunningServer> {
   const folder = home ?? (await makeSandboxedHome(t));
   const server = await startServer(t, { CLAUDE_SANDBOX: 'required', ANTHROPIC_API_KEY: anthropicKey, ...env }, folder, [asUserScript]);
   await until('a server that is ready', async () => ((await server.request('/health')).status === 200 ? true : undefined), 30_000);
+  const prefix = await markerPrefixOf(env['CLAUDE_STATE_DIR'] ?? join(folder, 'state'));
+  t.after(() => server.end('SIGKILL').then(() => endMarked(prefix)));
   return server;
 }
 

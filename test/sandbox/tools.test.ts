@@ -99,18 +99,23 @@ if (noSandbox === false) testWithRealClis('all tools of the real CLI in the sand
       post(plain), post({ ...plain, model: 'claude-dearer-5' }), post({ ...plain, mcp_servers: [] }), post(plain, '/v1/files'),
       post({ ...plain, messages: [{ role: 'user', content: [{ type: 'image', source: { type: 'url', url: 'https://example.com/x.png' } }] }] }),
       post({ ...plain, tools: [{ type: 'code_execution_20250522', name: 'code_execution' }] }),
-      `(until [ -e /work/go ]; do sleep 0.02; done; ${post(plain)} >/work/late) >/dev/null 2>&1 </dev/null &`,
-    ].join('; ').replace('&;', '&');
+    ].join('; ');
     const lines = (await bash(command, 4)).split('\n');
     assert.deepEqual(lines, ['200', '402', '402', '402', '402', '402']);
-    await writeFile(join(users, '4/work/go'), '');
-    // A process that goes on with something is stopped a second after its turn.
-    const late = await until('the late one, or its end', async () => {
-      const isOver = (await runningWith('until [ -e /work/go ]')).length === 0;
-      const text = await readFile(join(users, '4/work/late'), 'utf8').catch(() => '');
-      return text || (isOver ? 'stopped' : undefined);
-    });
-    assert.match(late, /^(?:429\n|stopped)$/, 'between turns nothing is asked');
+    const askLate = async (): Promise<string> => {
+      const waiting = 'until [ -e /work/go ]';
+      await bash(`rm -f /work/go; (${waiting}; do sleep 0.02; done; ${post(plain)} >/work/late) >/dev/null 2>&1 </dev/null & echo waits`, 4);
+      await writeFile(join(users, '4/work/go'), '');
+      return until('the late one, or its end', async () => {
+        const isOver = (await runningWith(waiting)).length === 0;
+        const text = await readFile(join(users, '4/work/late'), 'utf8').catch(() => '');
+        return text || (isOver ? 'stopped' : undefined);
+      });
+    };
+    // A process that goes on with something is stopped a second after its turn, on a busy machine before it could ask.
+    let late = 'stopped';
+    for (let i = 0; i < 3 && late === 'stopped'; i += 1) late = await askLate();
+    assert.equal(late, '429\n', 'between turns nothing is asked');
     const own = api.requests.slice(before).filter((request) => request.rawBody.includes('"max_tokens":1,'));
     assert.equal(own.length, 1, 'only the allowed one went on');
   });
