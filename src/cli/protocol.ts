@@ -55,8 +55,8 @@ function imageBlocks({ bytes }: TurnFile): object[] {
   return [{ type: 'image', source: { type: 'base64', media_type: mediaType, data: bytes.toString('base64') } }];
 }
 
-/** The request whose answer shows that the CLI is up; it prints nothing of itself before the first turn. */
-export const initializeLine = controlLine('initialize');
+/** The request whose answer shows that the CLI is up; it prints nothing of itself before the first turn. The cheapest (fact 1). */
+export const statusLine = controlLine('mcp_status');
 
 /** The request to give up the running turn; harmless when none runs (fact 15). */
 export const interruptLine = controlLine('interrupt');

@@ -6,7 +6,7 @@ import { mkdir, readdir, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { LineMemory, LineSplitter } from '../../src/cli/ndjson.ts';
-import { initializeLine, interruptLine, userLine } from '../../src/cli/protocol.ts';
+import { statusLine, interruptLine, userLine } from '../../src/cli/protocol.ts';
 import { anthropicKey, hang, imagesOf, promptsOf, startMessagesApi, type Json } from '../messages-api.ts';
 import { png } from '../pictures.ts';
 import { makeHome, testWithRealClis, until } from '../running-server.ts';
@@ -86,22 +86,22 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       assert.deepEqual([second.readUInt32BE(16), second.readUInt32BE(20)], [2000, 25]);
     }),
 
-    t.test('prints nothing before its first message but the answer to initialize', async (t) => {
+    t.test('prints nothing before its first message but the answer to a control request', async (t) => {
       const { api, start } = await setUp(t, binary);
       const cli = start();
-      cli.send(initializeLine);
-      await until('the answer to initialize', () => cli.lines[0], 20_000);
+      cli.send(statusLine);
+      await until('the answer', () => cli.lines[0], 20_000);
       assert.deepEqual(cli.lines.map(({ type }) => type), ['control_response']);
       assert.deepEqual(api.turns, []);
     }),
 
-    t.test('answers initialize before an MCP server does, for which the init line of the first turn waits', async (t) => {
+    t.test('answers a control request before an MCP server does, for which the init line of the first turn waits', async (t) => {
       const { start } = await setUp(t, binary);
       const silent = { command: process.execPath, args: ['-e', 'process.stdin.resume()'] };
       const cli = start(undefined, `--mcp-config=${JSON.stringify({ mcpServers: { silent } })}`);
-      cli.send(initializeLine);
+      cli.send(statusLine);
       cli.send(userLine({ prompt: 'hello' }, ''));
-      await until('the answer to initialize', () => cli.lines[0], 20_000);
+      await until('the answer', () => cli.lines[0], 20_000);
       await new Promise((resolve) => setTimeout(resolve, 2000));
       assert.deepEqual(cli.lines.map(({ type }) => type), ['control_response']);
     }),
