@@ -18,7 +18,8 @@ class Disk {
   readonly reserve = { isKept: false, keep: async () => void (this.reserve.isKept = true), give: async () => void (this.reserve.isKept = false) };
   readonly limit: DiskLimit;
 
-  constructor({ giveAfterMs = 50 } = {}) {
+  constructor({ giveAfterMs = 50, isByDefault = false } = {}) {
+    const times = { watchMs: 10, giveAfterMs, countWaitMs: 50, lookWaitMs: 50 };
     this.limit = createDiskLimit({
       measure: async (userId) => {
         this.counted.push(userId);
@@ -31,10 +32,7 @@ class Disk {
       },
       max: { bytes: 100 * mib, files: 1000 },
       reserve: this.reserve,
-      watchMs: 10,
-      giveAfterMs,
-      countWaitMs: 50,
-      lookWaitMs: 50,
+      ...(!isByDefault && times),
     });
   }
 
@@ -280,4 +278,40 @@ test('a folder that was counted only after its turn began grows from there', asy
   disk.hold(1, 60);
   disk.shortage = 'bytes';
   assert.equal((await until('the end of the turn', () => ends[0])).code, 'user_storage_full');
+});
+
+test('by default: a look each second, counts waited for 5 s before a turn and 3 s in a look, the reserve given after 3 s', async (t) => {
+  t.mock.timers.enable({ apis: ['setInterval', 'setTimeout'] });
+  const disk = new Disk({ isByDefault: true });
+  const after = async (ms: number): Promise<void> => {
+    t.mock.timers.tick(ms);
+    await new Promise((resolve) => setImmediate(resolve));
+  };
+  const never = new Promise(() => {});
+  const done: string[] = [];
+  disk.hold(2, 10);
+  await disk.limit.admit(2);
+  for (const userId of [1, 2]) disk.slow.set(userId, never);
+  void disk.limit.admit(1).then(() => done.push('admitted'));
+  await after(4999);
+  assert.equal(done.join(), '');
+  await after(1);
+  assert.equal(done.join(), 'admitted');
+
+  disk.limit.begin(2, () => done.push('ended'));
+  const { looks } = disk;
+  await after(999);
+  assert.equal(disk.looks, looks);
+  disk.shortage = 'bytes';
+  await after(1);
+  assert.equal(disk.looks, looks + 1);
+  await after(2999);
+  assert.equal(done.join(), 'admitted');
+  await after(1);
+  assert.equal(done.join(), 'admitted,ended');
+
+  await after(2999);
+  assert.ok(disk.reserve.isKept);
+  await after(1);
+  assert.ok(!disk.reserve.isKept);
 });
