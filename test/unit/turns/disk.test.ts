@@ -284,6 +284,7 @@ test('by default: a look each second, counts waited for 5 s before a turn and 3 
   t.mock.timers.enable({ apis: ['setInterval', 'setTimeout'] });
   const disk = new Disk({ isByDefault: true });
   const after = async (ms: number): Promise<void> => {
+    await new Promise((resolve) => setImmediate(resolve));
     t.mock.timers.tick(ms);
     await new Promise((resolve) => setImmediate(resolve));
   };
