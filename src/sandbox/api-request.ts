@@ -149,6 +149,11 @@ async function ask({ parts, req }: PassedRequest, target: Target, body: Uint8Arr
     const answer = await parts.upstream.send(request, signal).catch((error: unknown) => {
       throw new Broken('the API cannot be reached', { cause: error });
     });
+    // Node's parser takes 029 for one, and its server does not.
+    if (answer.status < 100) {
+      answer.body.destroy();
+      throw new Broken('the API cannot be reached', { cause: new Error('the answer has no status that is one') });
+    }
     if (!/^(?:identity)?$/.test(answer.headers['content-encoding'] ?? '')) {
       answer.body.destroy();
       throw new Broken('nothing can be counted', { cause: new Error('the answer is compressed, though this was not asked for') });

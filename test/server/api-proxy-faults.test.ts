@@ -87,6 +87,13 @@ test('an answer that is compressed all the same is not passed on, for nobody cou
   assert.deepEqual(socket.endTurn().lastFailure, unreached);
 });
 
+test('an answer with a status that is none counts as no answer', async (t) => {
+  const stage = await setStage(t, { script: (res) => res.socket?.end('HTTP/1.1 029 \r\ncontent-length: 1\r\n\r\nx') });
+  const socket = await stage.openInTurn();
+  await assert.rejects(ask(socket), { code: 'ECONNRESET' });
+  assert.deepEqual(socket.endTurn().lastFailure, unreached);
+});
+
 test('pings keep a stream, and an answer in JSON may be silent for longer than a stream', async (t) => {
   const stage = await setStage(t, { idleMs: 2000 });
   const socket = await stage.openInTurn();
