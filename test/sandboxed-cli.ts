@@ -4,7 +4,7 @@ import { chmod } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
-import { statusLine, userLine } from '../src/cli/protocol.ts';
+import { readinessLine, userLine } from '../src/cli/protocol.ts';
 import { withForwarder } from '../src/sandbox/forwarder.ts';
 import { inside } from '../src/sandbox/sandbox.ts';
 import type { Json, MessagesApi } from './messages-api.ts';
@@ -33,7 +33,7 @@ export function startCli(users: SandboxedUsers, options: readonly string[], user
   const program = [inside.claude, ...cliOptions, ...options];
   const command = 'HTTPS_PROXY' in env ? withForwarder(program) : program;
   const process = users.start(command, userId, users.folders(userId), { ...insideEnv, ...env });
-  process.child.stdin.write(statusLine);
+  process.child.stdin.write(readinessLine);
   return process;
 }
 

@@ -56,7 +56,7 @@ function imageBlocks({ bytes }: TurnFile): object[] {
 }
 
 /** The request whose answer shows that the CLI is up; it prints nothing of itself before the first turn. The cheapest (fact 1). */
-export const statusLine = controlLine('mcp_status');
+export const readinessLine = controlLine('mcp_status');
 
 /** The request to give up the running turn; harmless when none runs (fact 15). */
 export const interruptLine = controlLine('interrupt');

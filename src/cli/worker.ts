@@ -11,7 +11,7 @@ import { errorCode, type Problem } from '../problem.ts';
 import type { TurnReport } from '../sandbox/api-turn.ts';
 import { hasProgramRun } from '../sandbox/sandbox.ts';
 import { inTime } from '../waiting.ts';
-import { statusLine, interruptLine, parseLine, userLine, type Message } from './protocol.ts';
+import { interruptLine, parseLine, readinessLine, userLine, type Message } from './protocol.ts';
 import { lastWords } from './words.ts';
 
 // A line of 32 MiB must pass; endless ones of twenty processes must not fill the memory of a small VPS.
@@ -51,7 +51,7 @@ export class Worker {
     // Without a descriptor left there are no pipes either, whatever the types say.
     if (this.#child.stdin === undefined) throw machineExhausted();
     // The CLI says nothing before its first message, but it answers this one as soon as it is up (fact 1).
-    this.#child.stdin.write(statusLine);
+    this.#child.stdin.write(readinessLine);
     const spoke = new Promise<void>((resolve) => this.#child.stdout.once('data', () => resolve()));
     this.started = Promise.race([spoke, this.exited]);
   }

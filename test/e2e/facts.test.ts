@@ -6,7 +6,7 @@ import { mkdir, readdir, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { LineMemory, LineSplitter } from '../../src/cli/ndjson.ts';
-import { statusLine, interruptLine, userLine } from '../../src/cli/protocol.ts';
+import { interruptLine, readinessLine, userLine } from '../../src/cli/protocol.ts';
 import { anthropicKey, hang, imagesOf, promptsOf, startMessagesApi, type Json } from '../messages-api.ts';
 import { png } from '../pictures.ts';
 import { makeHome, testWithRealClis, until } from '../running-server.ts';
@@ -89,7 +89,7 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
     t.test('prints nothing before its first message but the answer to a control request', async (t) => {
       const { api, start } = await setUp(t, binary);
       const cli = start();
-      cli.send(statusLine);
+      cli.send(readinessLine);
       await until('the answer', () => cli.lines[0], 20_000);
       assert.deepEqual(cli.lines.map(({ type }) => type), ['control_response']);
       assert.deepEqual(api.turns, []);
@@ -99,7 +99,7 @@ testWithRealClis('the CLI by itself', async (t, binary) => {
       const { start } = await setUp(t, binary);
       const silent = { command: process.execPath, args: ['-e', 'process.stdin.resume()'] };
       const cli = start(undefined, `--mcp-config=${JSON.stringify({ mcpServers: { silent } })}`);
-      cli.send(statusLine);
+      cli.send(readinessLine);
       cli.send(userLine({ prompt: 'hello' }, ''));
       await until('the answer', () => cli.lines[0], 20_000);
       await new Promise((resolve) => setTimeout(resolve, 2000));

@@ -45,9 +45,9 @@ async function playFault(chance: Chance, socket: ProxySocket, stage: ApiStage, {
   const id = `id-${plans.size}`;
   plans.set(id, plan);
   socket.beginTurn(stage.limits());
-  const isEndless = at < wire.bytes.length || wire.coding === 'close';
-  const isPlain = !wire.isStream && fault === 'stall' && at >= wire.headBytes; // may take ten minutes
-  const leaving = isPlain && isEndless ? AbortSignal.timeout(chance.int(1, 200)) : undefined;
+  const isUnended = at < wire.bytes.length || wire.coding === 'close';
+  const mayTakeMinutes = !wire.isStream && fault === 'stall' && at >= wire.headBytes && isUnended; // ten of them
+  const leaving = mayTakeMinutes ? AbortSignal.timeout(chance.int(1, 200)) : undefined;
   const body = messageBody({ messages: [{ role: 'user', content: id }], ...(fault === 'early' && { system: 'x'.repeat(200_000) }) });
   const startedAt = performance.now();
   const askBadly = (): Promise<ApiReply | undefined> => ask(socket, { body, ...(leaving && { signal: leaving }) }).catch(() => undefined);
